@@ -1,0 +1,54 @@
+// A backend is a table of entry points. The bindings hold one for the CPU, one for CUDA where it was built,
+// and one for the CUDA kernels under the emulator where a test loads it.
+#pragma once
+
+#include "batch_norm.h"
+#include "conv.h"
+#include "lstm_cell.h"
+#include "max_pool.h"
+
+// Every op with no workspace of its own: X(name, Params); with one: W(name, Params).
+#define FASTNN_FOR_EACH_OP(X, W)                                   \
+  W(conv_forward, ConvForwardParams)                               \
+  W(conv_grad_input, ConvGradInputParams)                          \
+  W(conv_grad_weight, ConvGradWeightParams)                        \
+  X(conv_grad_bias, ConvGradBiasParams)                            \
+  X(max_pool_forward, MaxPoolForwardParams)                        \
+  X(max_pool_backward, MaxPoolBackwardParams)                      \
+  X(max_pool_gather, MaxPoolGatherParams)                          \
+  W(batch_norm_forward, BatchNormForwardParams)                    \
+  W(batch_norm_backward, BatchNormBackwardParams)                  \
+  W(batch_norm_double_backward, BatchNormDoubleBackwardParams)     \
+  X(lstm_cell_forward, LstmCellForwardParams)                      \
+  W(lstm_cell_backward, LstmCellBackwardParams)                    \
+  W(lstm_cell_double_backward, LstmCellDoubleBackwardParams)
+
+namespace fastnn {
+
+struct Backend {
+#define FASTNN_ENTRY(name, Params) Status (*name)(const Params&, Stream);
+#define FASTNN_ENTRY_WITH_WORKSPACE(name, Params) \
+  FASTNN_ENTRY(name, Params)                      \
+  int64_t (*name##_workspace)(const Params&);
+  FASTNN_FOR_EACH_OP(FASTNN_ENTRY, FASTNN_ENTRY_WITH_WORKSPACE)
+#undef FASTNN_ENTRY
+#undef FASTNN_ENTRY_WITH_WORKSPACE
+};
+
+#if defined(FASTNN_BACKEND)
+namespace FASTNN_BACKEND {
+const Backend& table();
+}
+// Defines table() of the backend being compiled; a backend in which an op is missing does not link.
+#define FASTNN_TABLE_ENTRY(name, Params) &FASTNN_BACKEND::name,
+#define FASTNN_TABLE_ENTRY_WITH_WORKSPACE(name, Params) \
+  FASTNN_TABLE_ENTRY(name, Params) & FASTNN_BACKEND::name##_workspace,
+#define FASTNN_DEFINE_TABLE()                                                          \
+  const Backend& FASTNN_BACKEND::table() {                                             \
+    static constexpr Backend kTable{                                                   \
+        FASTNN_FOR_EACH_OP(FASTNN_TABLE_ENTRY, FASTNN_TABLE_ENTRY_WITH_WORKSPACE)};    \
+    return kTable;                                                                     \
+  }
+#endif
+
+}  // namespace fastnn

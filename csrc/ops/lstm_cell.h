@@ -1,0 +1,72 @@
+// The LSTM cell after its two matrix products (Hochreiter and Schmidhuber 1997, with the forget gate of Gers
+// et al. 2000).
+//
+//   a = gates + bias_ih + bias_hh,  split in four blocks of H in torch's order i, f, g, o
+//   i, f, o = sigmoid(a),  g = tanh(a)
+//   cy = f * cx + i * g,   hy = o * tanh(cy)
+//
+// gates = x W_ih^T + h W_hh^T comes from the framework's GEMM. Backward computes the activations again from
+// `gates`: five transcendental functions a value cost less than writing and reading 4H more values, and the
+// saved tensors are then plain inputs, so that backward can itself be differentiated. The formulas stand in
+// lstm_cell_math.h.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+#include "status.h"
+#include "stream.h"
+
+namespace fastnn {
+
+// Shapes: N rows, H hidden units. All tensors are dense and of one dtype.
+struct LstmCellInputs {
+  DType dtype;
+  int64_t N, H;
+  const void* gates;    // [N, 4H]
+  const void* bias_ih;  // [4H]; null for 0
+  const void* bias_hh;  // [4H]; null for 0
+  const void* cx;       // [N, H]
+};
+
+struct LstmCellForwardParams {
+  LstmCellInputs in;
+  void* hy;  // [N, H]
+  void* cy;  // [N, H]
+};
+
+struct LstmCellBackwardParams {
+  LstmCellInputs in;
+  const void* grad_hy;  // [N, H]; null for 0
+  const void* grad_cy;  // [N, H]; null for 0
+  void* grad_gates;     // [N, 4H]
+  void* grad_cx;        // [N, H]; null when not wanted
+  void* grad_bias;      // [4H], the sum of grad_gates over N: the gradient of either bias; null when not wanted
+  void* workspace;      // lstm_cell_backward_workspace() bytes, aligned to 64
+};
+
+// Derivative of backward in the direction (gg_gates, gg_cx, gg_bias); with
+// L = <gg_gates, grad_gates> + <gg_cx, grad_cx> + <gg_bias, grad_bias>, writes the derivatives of L.
+// d_grad_hy and d_grad_cy do not depend on grad_hy and grad_cy: they are also the tangents of hy and cy.
+struct LstmCellDoubleBackwardParams {
+  LstmCellInputs in;
+  const void* gg_gates;  // [N, 4H]; null for 0
+  const void* gg_cx;     // [N, H]; null for 0
+  const void* gg_bias;   // [4H]; null for 0
+  const void* grad_hy;   // [N, H]; null for 0
+  const void* grad_cy;   // [N, H]; null for 0
+  void* d_grad_hy;       // [N, H]; each of the outputs is null when not wanted
+  void* d_grad_cy;       // [N, H]
+  void* d_gates;         // [N, 4H]; wanted whenever d_bias is
+  void* d_cx;            // [N, H]
+  void* d_bias;          // [4H], the sum of d_gates over N
+  void* workspace;       // lstm_cell_double_backward_workspace() bytes, aligned to 64
+};
+
+FASTNN_DECLARE_OP(lstm_cell_forward, LstmCellForwardParams)
+FASTNN_DECLARE_OP(lstm_cell_backward, LstmCellBackwardParams)
+FASTNN_DECLARE_WORKSPACE(lstm_cell_backward, LstmCellBackwardParams)
+FASTNN_DECLARE_OP(lstm_cell_double_backward, LstmCellDoubleBackwardParams)
+FASTNN_DECLARE_WORKSPACE(lstm_cell_double_backward, LstmCellDoubleBackwardParams)
+
+}  // namespace fastnn
