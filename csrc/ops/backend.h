@@ -8,19 +8,19 @@
 #include "max_pool.h"
 
 // Every op with no workspace of its own: X(name, Params); with one: W(name, Params).
-#define FASTNN_FOR_EACH_OP(X, W)                                   \
-  W(conv_forward, ConvForwardParams)                               \
-  W(conv_grad_input, ConvGradInputParams)                          \
-  W(conv_grad_weight, ConvGradWeightParams)                        \
-  X(conv_grad_bias, ConvGradBiasParams)                            \
-  X(max_pool_forward, MaxPoolForwardParams)                        \
-  X(max_pool_backward, MaxPoolBackwardParams)                      \
-  X(max_pool_gather, MaxPoolGatherParams)                          \
-  W(batch_norm_forward, BatchNormForwardParams)                    \
-  W(batch_norm_backward, BatchNormBackwardParams)                  \
-  W(batch_norm_double_backward, BatchNormDoubleBackwardParams)     \
-  X(lstm_cell_forward, LstmCellForwardParams)                      \
-  W(lstm_cell_backward, LstmCellBackwardParams)                    \
+#define FASTNN_FOR_EACH_OP(X, W)                               \
+  W(conv_forward, ConvForwardParams)                           \
+  W(conv_grad_input, ConvGradInputParams)                      \
+  W(conv_grad_weight, ConvGradWeightParams)                    \
+  X(conv_grad_bias, ConvGradBiasParams)                        \
+  X(max_pool_forward, MaxPoolForwardParams)                    \
+  X(max_pool_backward, MaxPoolBackwardParams)                  \
+  X(max_pool_gather, MaxPoolGatherParams)                      \
+  W(batch_norm_forward, BatchNormForwardParams)                \
+  W(batch_norm_backward, BatchNormBackwardParams)              \
+  W(batch_norm_double_backward, BatchNormDoubleBackwardParams) \
+  X(lstm_cell_forward, LstmCellForwardParams)                  \
+  W(lstm_cell_backward, LstmCellBackwardParams)                \
   W(lstm_cell_double_backward, LstmCellDoubleBackwardParams)
 
 namespace fastnn {
@@ -43,11 +43,11 @@ const Backend& table();
 #define FASTNN_TABLE_ENTRY(name, Params) &FASTNN_BACKEND::name,
 #define FASTNN_TABLE_ENTRY_WITH_WORKSPACE(name, Params) \
   FASTNN_TABLE_ENTRY(name, Params) & FASTNN_BACKEND::name##_workspace,
-#define FASTNN_DEFINE_TABLE()                                                          \
-  const Backend& FASTNN_BACKEND::table() {                                             \
-    static constexpr Backend kTable{                                                   \
-        FASTNN_FOR_EACH_OP(FASTNN_TABLE_ENTRY, FASTNN_TABLE_ENTRY_WITH_WORKSPACE)};    \
-    return kTable;                                                                     \
+#define FASTNN_DEFINE_TABLE()                                                       \
+  const Backend& FASTNN_BACKEND::table() {                                          \
+    static constexpr Backend kTable{                                                \
+        FASTNN_FOR_EACH_OP(FASTNN_TABLE_ENTRY, FASTNN_TABLE_ENTRY_WITH_WORKSPACE)}; \
+    return kTable;                                                                  \
   }
 #endif
 

@@ -17,7 +17,7 @@
 namespace fastnn {
 
 struct BatchNormShape {
-  Layout layout;  // kChannelsFirst: [N, C, S]; kChannelsLast: [N, S, C]; both dense
+  Layout layout;    // kChannelsFirst: [N, C, S]; kChannelsLast: [N, S, C]; both dense
   int64_t N, C, S;  // S: product of the spatial sizes, 1 for 2-D input
 };
 
@@ -39,8 +39,8 @@ struct BatchNormForwardParams {
   bool cumulative;
   int64_t* num_batches_tracked;  // one element, incremented in training; null for none
   void* y;
-  void* mean;    // [C] of the accumulation type; written in both modes
-  void* invstd;  // [C] of the accumulation type; written in both modes
+  void* mean;       // [C] of the accumulation type; written in both modes
+  void* invstd;     // [C] of the accumulation type; written in both modes
   void* workspace;  // batch_norm_forward_workspace() bytes, aligned to 64
 };
 
@@ -78,7 +78,7 @@ struct BatchNormDoubleBackwardParams {
   const void* invstd;
   void* d_grad_y;  // each of the three is null when not wanted
   void* d_x;
-  void* d_weight;  // [C], param_dtype
+  void* d_weight;   // [C], param_dtype
   void* workspace;  // batch_norm_double_backward_workspace() bytes, aligned to 64
 };
 

@@ -16,6 +16,14 @@ struct Moments {
   acc_t count, mean, m2;  // no initialisers: arrays of these stand in shared memory
 };
 
+// Mean of two sets taken together, of which the second has `share` of the values. An infinity in one of them is
+// the mean, as it is of the values themselves; the step alone would make NaN of it.
+template <typename acc_t>
+FASTNN_HOST_DEVICE acc_t combined_mean(acc_t a, acc_t b, acc_t share) {
+  const acc_t delta = b - a;
+  return delta - delta == acc_t(0) ? a + delta * share : a * (acc_t(1) - share) + b * share;
+}
+
 template <typename acc_t>
 FASTNN_HOST_DEVICE Moments<acc_t> combine(const Moments<acc_t>& a, const Moments<acc_t>& b) {
   // An empty set must not take part: 0 * NaN and 0 * inf would poison the other one.
@@ -25,12 +33,14 @@ FASTNN_HOST_DEVICE Moments<acc_t> combine(const Moments<acc_t>& a, const Moments
   r.count = a.count + b.count;
   const acc_t delta = b.mean - a.mean;
   const acc_t share = b.count / r.count;
-  r.mean = a.mean + delta * share;
+  r.mean = combined_mean(a.mean, b.mean, share);
   r.m2 = a.m2 + b.m2 + delta * delta * a.count * share;
   return r;
 }
 
-// grad_x[i] = gy[i] * scale + xhat[i] * slope + offset
+// grad_x[i] = (gy[i] + offset + xhat[i] * slope) * scale. The sums are taken away before anything is
+// multiplied: with few values a channel what is left is small, and a rounded product beside it would be its
+// error.
 template <typename acc_t>
 struct BatchNormBackwardCoefficients {
   acc_t scale, slope, offset;
@@ -41,7 +51,7 @@ FASTNN_HOST_DEVICE BatchNormBackwardCoefficients<acc_t> batch_norm_backward_coef
     bool training, acc_t count, acc_t weight, acc_t invstd, acc_t sum_gy, acc_t sum_gy_xhat) {
   const acc_t scale = weight * invstd;
   if (!training) return {scale, acc_t(0), acc_t(0)};
-  return {scale, -scale * (sum_gy_xhat / count), -scale * (sum_gy / count)};
+  return {scale, -(sum_gy_xhat / count), -(sum_gy / count)};
 }
 
 template <typename acc_t>

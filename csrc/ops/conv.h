@@ -22,15 +22,15 @@ namespace fastnn {
 inline constexpr int kSpatialDims = 3;
 
 struct ConvGeometry {
-  int64_t N;                     // batch
-  int64_t C;                     // input channels, all groups; a multiple of groups
-  int64_t K;                     // filters, all groups; a multiple of groups
-  int64_t groups;                // >= 1
-  int64_t in[kSpatialDims];      // spatial size of x
-  int64_t out[kSpatialDims];     // spatial size of y
-  int64_t kernel[kSpatialDims];  // filter size, >= 1
-  int64_t stride[kSpatialDims];  // >= 1
-  int64_t pad[kSpatialDims];     // rows of zeros before x; those after it follow from `out`
+  int64_t N;                       // batch
+  int64_t C;                       // input channels, all groups; a multiple of groups
+  int64_t K;                       // filters, all groups; a multiple of groups
+  int64_t groups;                  // >= 1
+  int64_t in[kSpatialDims];        // spatial size of x
+  int64_t out[kSpatialDims];       // spatial size of y
+  int64_t kernel[kSpatialDims];    // filter size, >= 1
+  int64_t stride[kSpatialDims];    // >= 1
+  int64_t pad[kSpatialDims];       // rows of zeros before x; those after it follow from `out`
   int64_t dilation[kSpatialDims];  // >= 1
 };
 

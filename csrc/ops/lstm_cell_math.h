@@ -19,7 +19,8 @@ struct LstmCellGrads {
 
 // dL/da for the four pre-activations, and dL/dcx, given dL/dhy and dL/dcy.
 template <typename T>
-FASTNN_HOST_DEVICE LstmCellGrads<T> lstm_cell_backward_values(const LstmCellValues<T>& v, T grad_hy, T grad_cy) {
+FASTNN_HOST_DEVICE LstmCellGrads<T> lstm_cell_backward_values(const LstmCellValues<T>& v, T grad_hy,
+                                                              T grad_cy) {
   const T one(1);
   const T dc = grad_cy + grad_hy * v.o * (one - v.tanh_cy * v.tanh_cy);
   return {dc * v.g * v.i * (one - v.i), dc * v.cx * v.f * (one - v.f), dc * v.i * (one - v.g * v.g),
@@ -28,16 +29,17 @@ FASTNN_HOST_DEVICE LstmCellGrads<T> lstm_cell_backward_values(const LstmCellValu
 
 template <typename T>
 struct LstmCellDoubleGrads {
-  T grad_hy, grad_cy;        // derivatives with respect to the incoming gradients
-  LstmCellGrads<T> a;        // with respect to the pre-activations and cx
+  T grad_hy, grad_cy;  // derivatives with respect to the incoming gradients
+  LstmCellGrads<T> a;  // with respect to the pre-activations and cx
 };
 
 // Derivative of <u, backward(v, grad_hy, grad_cy)>. With
 //   A = u_i g i' + u_f cx f' + u_g i g' + u_cx f,  i' = i (1 - i), f' = f (1 - f), g' = 1 - g^2, o' = o (1 - o)
 // that product is L = dc * A + u_o * grad_hy * t * o', where t = tanh(cy).
 template <typename T>
-FASTNN_HOST_DEVICE LstmCellDoubleGrads<T> lstm_cell_double_backward_values(const LstmCellValues<T>& v, T grad_hy,
-                                                                          T grad_cy, const LstmCellGrads<T>& u) {
+FASTNN_HOST_DEVICE LstmCellDoubleGrads<T> lstm_cell_double_backward_values(const LstmCellValues<T>& v,
+                                                                           T grad_hy, T grad_cy,
+                                                                           const LstmCellGrads<T>& u) {
   const T one(1), two(2);
   const T di = v.i * (one - v.i), df = v.f * (one - v.f), dg = one - v.g * v.g, dout = v.o * (one - v.o);
   const T t = v.tanh_cy, dt = one - t * t;

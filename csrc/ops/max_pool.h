@@ -22,11 +22,11 @@ namespace fastnn {
 struct PoolGeometry {
   Layout layout;  // of x, y, offsets and indices alike
   int64_t N, C;
-  int64_t in[kSpatialDims];      // spatial size of x; lower ranks set the leading sizes to 1
-  int64_t out[kSpatialDims];     // spatial size of y
-  int64_t kernel[kSpatialDims];  // >= 1
-  int64_t stride[kSpatialDims];  // >= 1
-  int64_t pad[kSpatialDims];     // before x, at most half the kernel
+  int64_t in[kSpatialDims];        // spatial size of x; lower ranks set the leading sizes to 1
+  int64_t out[kSpatialDims];       // spatial size of y
+  int64_t kernel[kSpatialDims];    // >= 1
+  int64_t stride[kSpatialDims];    // >= 1
+  int64_t pad[kSpatialDims];       // before x, at most half the kernel
   int64_t dilation[kSpatialDims];  // >= 1; every window has a position inside x
 };
 
@@ -34,7 +34,9 @@ enum class OffsetType : int { kUInt8, kUInt16, kInt32 };
 
 // The type in which window offsets are kept.
 inline OffsetType pool_offset_type(int64_t window_size) {
-  return window_size <= 256 ? OffsetType::kUInt8 : window_size <= 65536 ? OffsetType::kUInt16 : OffsetType::kInt32;
+  return window_size <= 256     ? OffsetType::kUInt8
+         : window_size <= 65536 ? OffsetType::kUInt16
+                                : OffsetType::kInt32;
 }
 
 struct MaxPoolForwardParams {

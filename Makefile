@@ -1,0 +1,56 @@
+# make demo   set-up, build, and the two trainings of `fastnn demo` (arguments: make demo ARGS="images --epochs 5")
+# make test   set-up, build, and the test-suite                     (arguments: make test ARGS="-k conv2d")
+#
+# Each does all its own set-up in a virtual environment, and is quick when repeated. Variables:
+#   TORCH=2.13.0     the torch to install and build for (2.10 or newer)
+#   PYTHON=python3   the interpreter that makes the environment
+#   VENV=.venv       where it goes
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV ?= .venv
+ARGS ?=
+# The tests run the CUDA kernels under the emulator; `make demo` shares their build.
+export FASTNN_EMULATOR ?= on
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+BIN := $(VENV)/bin
+TOOLS := $(VENV)/.tools-$(TORCH)
+BUILT := $(VENV)/.built-$(TORCH)
+SOURCES := $(shell find csrc tests/emulator -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test build lint format cuda-report clean
+
+demo: build
+	$(BIN)/fastnn demo $(ARGS)
+
+test: build
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+build: $(BUILT)
+
+$(TOOLS): constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$(TORCH)" numpy setuptools wheel cmake ninja pybind11
+	rm -f $(VENV)/.tools-* && touch $@
+
+$(BUILT): $(TOOLS) $(SOURCES)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch==$(TORCH)" --no-build-isolation --editable ".[dev]"
+	rm -f $(VENV)/.built-* && touch $@
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+format: build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+# Registers, shared memory and spills of every kernel, as nvcc reports them; needs nvcc, no GPU.
+cuda-report:
+	$(PYTHON) tools/cuda_resources.py --out build/cuda_resources.json
+
+clean:
+	rm -rf build $(VENV) fastnn/*.so fastnn/_build.json *.egg-info
