@@ -34,8 +34,9 @@ const Capability* capabilities(size_t& count) {
   static const Capability all[] = {
 #if defined(FASTNN_HAVE_AVX512)
       {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"),
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("fma"),
        cpu_avx512::table},
 #endif
 #if defined(FASTNN_HAVE_AVX2)

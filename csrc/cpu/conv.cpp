@@ -1,0 +1,514 @@
+// Convolution on the CPU: forward, data gradient, weight gradient, bias gradient.
+//
+//   y[n, k, o] = bias[k] + sum over r, c of x[n, c, o * stride + r * dilation - pad] * w[k, c, r]
+//
+// Each of the first three is an implicit matrix product (conv_product.h) of two patch matrices
+// (conv_patches.h), packed a panel at a time for one register micro-kernel (conv_gemm.h); per group:
+//
+//   forward      [K x R C] [R C x positions of y]
+//   grad_input   [C x R K] [R K x positions of x], once for each residue of the position modulo the stride:
+//                the positions of one residue see the same taps, and see grad_y at stride 1, so nothing is
+//                multiplied by the zeros between strides
+//   grad_weight  [K x positions of y] [positions of y x R C], the reduction cut in parts by the shape alone
+//
+// Which operand is rows (broadcast) and which is columns (vectors) follows the memory format, so that packing
+// copies runs and results are stored as runs: channels-first has positions as columns, channels-last has
+// channels there.
+//
+// FLOPs: 2 N K (C / groups) R |out| for each direction; bound by multiply-adds but for few channels (below
+// about 16), where packing costs as much. Depthwise convolutions (one channel and one filter
+// a group) are bound by loads and have kernels of their own (conv_depthwise.h).
+//
+// Error: sums of at most 256 products, then a chain over those sums and the bias, all in acc_t; an element of y
+// lies within (256 + R C / groups / 256 + 1) * eps(acc_t) * sum |x w| of the exact one, plus one rounding to
+// scalar_t; the same for grad_input with K for C, and for grad_weight with the number of positions for R C. The
+// depthwise kernels and the bias gradient state their own.
+//
+// Bits do not depend on the number of threads. A sample's do not depend on its batch in forward and grad_input.
+#include "../ops/conv.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "conv_depthwise.h"
+#include "conv_grad_bias.h"
+#include "conv_patches.h"
+#include "conv_product.h"
+#include "dispatch.h"
+#include "parallel.h"
+
+namespace fastnn::FASTNN_BACKEND {
+namespace {
+
+// Parts in which grad_weight cuts its reduction: long ones, so that the partial sums are a small share of the
+// traffic; few, since beyond that the tiles of the output occupy the threads; and within 16 MB of partial sums
+// (float32) in all.
+constexpr int64_t kMinSplitLength = 8 * kDepthBlock;
+constexpr int64_t kMaxSplits = 32;
+constexpr int64_t kMaxPartialSums = int64_t{1} << 22;
+
+int64_t volume(const int64_t (&size)[kSpatialDims]) { return size[0] * size[1] * size[2]; }
+
+// Axis of n and the spatial dimensions of an activation; the element strides are those of [N, C, D, H, W].
+Axis position_axis(int64_t N, const int64_t (&size)[kSpatialDims], const ConvStrides& strides,
+                   const int64_t (&step)[kSpatialDims]) {
+  return {{N, size[0], size[1], size[2]},
+          {strides[0], strides[2] * step[0], strides[3] * step[1], strides[4] * step[2]}};
+}
+
+Axis plain_axis(int64_t size, int64_t stride) { return {{1, 1, 1, size}, {0, 0, 0, stride}}; }
+
+constexpr int64_t kOnes[kSpatialDims] = {1, 1, 1};
+
+// Patches of x as forward sees them: positions of y; taps and the channels of one group.
+template <typename scalar_t>
+PatchMatrix<scalar_t> input_patches(const ConvGeometry& g, const void* x, const ConvStrides& strides) {
+  PatchMatrix<scalar_t> m{};
+  m.data = static_cast<const scalar_t*>(x);
+  m.positions = position_axis(g.N, g.out, strides, g.stride);
+  m.depth.size[3] = g.C / g.groups;
+  m.depth.stride[3] = strides[1];
+  for (int i = 0; i < kSpatialDims; ++i) {
+    m.depth.size[i] = g.kernel[i];
+    m.depth.stride[i] = g.dilation[i] * strides[2 + i];
+    m.step[i] = g.stride[i];
+    m.tap_step[i] = g.dilation[i];
+    m.origin[i] = -g.pad[i];
+    m.extent[i] = g.in[i];
+    m.origin_offset -= g.pad[i] * strides[2 + i];
+  }
+  m.simplify();
+  return m;
+}
+
+// Filters of one group as positions; taps and channels.
+template <typename scalar_t>
+PatchMatrix<scalar_t> filter_patches(const ConvGeometry& g, const void* w, const ConvStrides& strides) {
+  PatchMatrix<scalar_t> m{};
+  m.data = static_cast<const scalar_t*>(w);
+  m.positions = plain_axis(g.K / g.groups, strides[0]);
+  m.depth = {{g.kernel[0], g.kernel[1], g.kernel[2], g.C / g.groups},
+             {strides[2], strides[3], strides[4], strides[1]}};
+  std::fill_n(m.extent, kSpatialDims, 1);
+  m.simplify();
+  return m;
+}
+
+// Whether neighbouring elements of an activation are channels, as in channels-last memory, rather than
+// positions.
+bool channels_contiguous(const int64_t (&size)[kSpatialDims], const ConvStrides& strides) {
+  Axis positions = position_axis(1, size, strides, kOnes);
+  positions.merge();
+  return strides[1] == 1 && positions.stride[3] != 1;
+}
+
+// Which kernel computes a convolution.
+enum class Variant { kProduct, kDepthwiseByChannels, kDepthwiseByPlanes };
+
+// matrices: the operands that the form by planes would load along positions.
+template <typename... Matrices>
+Variant choose_variant(const ConvGeometry& g, const ConvStrides& x_strides, const ConvStrides& y_strides,
+                       const Matrices&... matrices) {
+  if (g.C != g.groups || g.K != g.groups || g.groups == 1) return Variant::kProduct;
+  const bool x_by_channels = channels_contiguous(g.in, x_strides);
+  if (x_by_channels && channels_contiguous(g.out, y_strides)) {
+    return volume(g.kernel) <= kMaxPanelSpan ? Variant::kDepthwiseByChannels : Variant::kProduct;
+  }
+  const bool by_planes =
+      !x_by_channels && ((matrices.positions.stride[3] == 1 || matrices.positions.size[3] == 1) && ...);
+  return by_planes && volume(g.kernel) <= kMaxPlaneTaps ? Variant::kDepthwiseByPlanes : Variant::kProduct;
+}
+
+template <typename scalar_t>
+int64_t product_bytes(Variant variant, const Product<scalar_t, scalar_t>& product) {
+  using acc_t = acc_type<scalar_t>;
+  const int64_t taps = product.columns.depth.length(), channels = product.groups;
+  switch (variant) {
+    case Variant::kDepthwiseByChannels:
+      return depthwise_multiply_bytes<acc_t>(taps, channels);
+    case Variant::kDepthwiseByPlanes:
+      return plane_multiply_bytes<acc_t>(taps, channels);
+    case Variant::kProduct:
+      break;
+  }
+  return ProductPlan<acc_t>(product).bytes();
+}
+
+template <typename scalar_t>
+void run_product(Variant variant, const Product<scalar_t, scalar_t>& product, void* workspace) {
+  switch (variant) {
+    case Variant::kProduct:
+      return ProductRunner<scalar_t, scalar_t>(product, workspace).run();
+    case Variant::kDepthwiseByChannels:
+      return depthwise_multiply(product, workspace);
+    case Variant::kDepthwiseByPlanes:
+      return plane_multiply(product, workspace);
+  }
+}
+
+// Puts filters and patches on their sides. Positions are the columns, unless channels are contiguous in both
+// activations and there are enough of them: with fewer filters than half a vector more lanes are wasted than
+// gathering positions costs, and patches in runs of one to three channels cost more to pack than to gather.
+template <typename scalar_t>
+Product<scalar_t, scalar_t> oriented(const PatchMatrix<scalar_t>& filters, int64_t filters_group_stride,
+                                     const Axis& out_filters, const PatchMatrix<scalar_t>& patches,
+                                     int64_t patches_group_stride, const Axis& out_positions,
+                                     bool out_channels_contiguous) {
+  const int64_t num_filters = out_filters.length();
+  const bool channels_are_columns = out_channels_contiguous && num_filters > 1 &&
+                                    2 * num_filters >= kLanes<acc_type<scalar_t>> &&
+                                    patches.depth.stride[3] == 1 && patches.depth.size[3] >= 4;
+  Product<scalar_t, scalar_t> p{};
+  if (channels_are_columns) {
+    p.rows = patches;
+    p.rows_group_stride = patches_group_stride;
+    p.out_rows = out_positions;
+    p.columns = filters;
+    p.columns_group_stride = filters_group_stride;
+    p.out_columns = out_filters;
+    p.prepacked = Prepacked::kColumns;
+  } else {
+    p.rows = filters;
+    p.rows_group_stride = filters_group_stride;
+    p.out_rows = out_filters;
+    p.columns = patches;
+    p.columns_group_stride = patches_group_stride;
+    p.out_columns = out_positions;
+    p.prepacked = Prepacked::kRows;
+  }
+  return p;
+}
+
+// ---- forward ----
+
+template <typename scalar_t>
+Product<scalar_t, scalar_t> forward_product(const ConvForwardParams& params) {
+  const ConvGeometry& g = params.geometry;
+  const int64_t filters = g.K / g.groups, channels = g.C / g.groups;
+  Axis out_positions = position_axis(g.N, g.out, params.y_strides, kOnes);
+  out_positions.merge();
+  Product<scalar_t, scalar_t> p =
+      oriented(filter_patches<scalar_t>(g, params.w, params.w_strides), filters * params.w_strides[0],
+               plain_axis(filters, params.y_strides[1]), input_patches<scalar_t>(g, params.x, params.x_strides),
+               channels * params.x_strides[1], out_positions, channels_contiguous(g.out, params.y_strides));
+  p.groups = g.groups;
+  p.out = static_cast<scalar_t*>(params.y);
+  p.out_group_stride = filters * params.y_strides[1];
+  p.bias = static_cast<const scalar_t*>(params.bias);
+  p.bias_on_columns = p.prepacked == Prepacked::kColumns;
+  p.bias_group_stride = filters;
+  return p;
+}
+
+// ---- grad_input ----
+
+// The taps that reach the positions i of x with i % stride == residue, in one dimension: first, first + step,
+// ... For i = residue + j * stride, tap number t reads grad_y at j + origin - t * out_step.
+struct ResidueTaps {
+  int64_t first = 0, step = 1, count = 0;
+  int64_t origin = 0, out_step = 0;
+  int64_t positions;
+
+  ResidueTaps(const ConvGeometry& g, int dim, int64_t residue) {
+    const int64_t stride = g.stride[dim], dilation = g.dilation[dim], shifted = residue + g.pad[dim];
+    positions = residue < g.in[dim] ? ceil_div(g.in[dim] - residue, stride) : 0;
+    for (int64_t r = 0; r < g.kernel[dim]; ++r) {
+      if ((shifted - r * dilation) % stride != 0) continue;
+      if (count == 0) {
+        first = r;
+        origin = (shifted - r * dilation) / stride;
+      } else if (count == 1) {
+        step = r - first;
+        out_step = step * dilation / stride;
+      }
+      ++count;
+    }
+  }
+};
+
+template <typename scalar_t>
+Product<scalar_t, scalar_t> grad_input_product(const ConvGradInputParams& params,
+                                               const ResidueTaps (&taps)[kSpatialDims],
+                                               const int64_t (&residue)[kSpatialDims]) {
+  const ConvGeometry& g = params.geometry;
+  const int64_t filters = g.K / g.groups, channels = g.C / g.groups;
+
+  PatchMatrix<scalar_t> patches{};
+  patches.data = static_cast<const scalar_t*>(params.grad_y);
+  patches.depth.size[3] = filters;
+  patches.depth.stride[3] = params.grad_y_strides[1];
+  PatchMatrix<scalar_t> weights{};
+  weights.data = static_cast<const scalar_t*>(params.w);
+  weights.positions = plain_axis(channels, params.w_strides[1]);
+  weights.depth.size[3] = filters;
+  weights.depth.stride[3] = params.w_strides[0];
+
+  int64_t positions[kSpatialDims];
+  int64_t out_offset = 0;
+  for (int i = 0; i < kSpatialDims; ++i) {
+    const int64_t stride = params.grad_y_strides[2 + i];
+    positions[i] = taps[i].positions;
+    out_offset += residue[i] * params.grad_x_strides[2 + i];
+    patches.depth.size[i] = taps[i].count;
+    patches.depth.stride[i] = -taps[i].out_step * stride;
+    patches.step[i] = 1;
+    patches.tap_step[i] = -taps[i].out_step;
+    patches.origin[i] = taps[i].origin;
+    patches.extent[i] = g.out[i];
+    patches.origin_offset += taps[i].origin * stride;
+    weights.depth.size[i] = taps[i].count;
+    weights.depth.stride[i] = taps[i].step * params.w_strides[2 + i];
+    weights.extent[i] = 1;
+    weights.origin_offset += taps[i].first * params.w_strides[2 + i];
+  }
+  patches.positions = position_axis(g.N, positions, params.grad_y_strides, kOnes);
+  Axis out_positions = position_axis(g.N, positions, params.grad_x_strides, g.stride);
+  out_positions.merge();
+  patches.simplify();
+  weights.simplify();
+
+  Product<scalar_t, scalar_t> p = oriented(
+      weights, filters * params.w_strides[0], plain_axis(channels, params.grad_x_strides[1]), patches,
+      filters * params.grad_y_strides[1], out_positions, channels_contiguous(g.in, params.grad_x_strides));
+  p.groups = g.groups;
+  p.out = static_cast<scalar_t*>(params.grad_x) + out_offset;
+  p.out_group_stride = channels * params.grad_x_strides[1];
+  return p;
+}
+
+// Calls f(product) for each residue of the position modulo the stride. Every position of x belongs to one.
+template <typename scalar_t, typename F>
+void for_each_residue(const ConvGradInputParams& params, F&& f) {
+  const ConvGeometry& g = params.geometry;
+  int64_t residue[kSpatialDims];
+  const auto last = [&](int dim) { return std::min(g.stride[dim], g.in[dim]); };
+  for (residue[0] = 0; residue[0] < last(0); ++residue[0]) {
+    for (residue[1] = 0; residue[1] < last(1); ++residue[1]) {
+      for (residue[2] = 0; residue[2] < last(2); ++residue[2]) {
+        const ResidueTaps taps[] = {{g, 0, residue[0]}, {g, 1, residue[1]}, {g, 2, residue[2]}};
+        f(grad_input_product<scalar_t>(params, taps, residue));
+      }
+    }
+  }
+}
+
+// ---- grad_weight ----
+
+struct WeightGradient {
+  int64_t splits;
+  int64_t size;  // of grad_w
+};
+
+WeightGradient plan_grad_weight(const ConvGeometry& g) {
+  const int64_t size = g.K * (g.C / g.groups) * volume(g.kernel);
+  const int64_t by_length = g.N * volume(g.out) / kMinSplitLength;
+  const int64_t by_memory = kMaxPartialSums / std::max<int64_t>(1, size);
+  return {std::max<int64_t>(1, std::min({by_length, by_memory, kMaxSplits})), size};
+}
+
+// grad_y as patches of one tap: positions, and the filters of one group.
+template <typename scalar_t>
+PatchMatrix<scalar_t> grad_output_patches(const ConvGradWeightParams& params) {
+  const ConvGeometry& g = params.geometry;
+  PatchMatrix<scalar_t> m{};
+  m.data = static_cast<const scalar_t*>(params.grad_y);
+  m.positions = position_axis(g.N, g.out, params.grad_y_strides, kOnes);
+  m.depth = plain_axis(g.K / g.groups, params.grad_y_strides[1]);
+  std::fill_n(m.extent, kSpatialDims, 1);
+  m.simplify();
+  return m;
+}
+
+// Where grad_w has the taps and channels of one filter, in the order in which patches have them.
+Axis grad_weight_places(const ConvGradWeightParams& params) {
+  const ConvGeometry& g = params.geometry;
+  const ConvStrides& strides = params.grad_w_strides;
+  Axis places = {{g.kernel[0], g.kernel[1], g.kernel[2], g.C / g.groups},
+                 {strides[2], strides[3], strides[4], strides[1]}};
+  places.merge();
+  return places;
+}
+
+// The product's output is dense and in acc_t: [split][group][row][column], the rows and columns being filters
+// and patch places, or the other way round.
+template <typename scalar_t>
+Product<scalar_t, acc_type<scalar_t>> grad_weight_product(const ConvGradWeightParams& params) {
+  using acc_t = acc_type<scalar_t>;
+  const ConvGeometry& g = params.geometry;
+  const int64_t filters = g.K / g.groups, channels = g.C / g.groups;
+  const int64_t places = channels * volume(g.kernel);
+
+  const PatchMatrix<scalar_t> patches = input_patches<scalar_t>(g, params.x, params.x_strides);
+  const PatchMatrix<scalar_t> grad_y = grad_output_patches<scalar_t>(params);
+  Product<scalar_t, acc_t> p{};
+  p.reduce_positions = true;
+  p.prepacked = Prepacked::kNone;
+  p.groups = g.groups;
+  p.splits = plan_grad_weight(g).splits;
+  p.out_group_stride = filters * places;
+  p.out_split_stride = g.groups * filters * places;
+  // The patches outweigh grad_y by the number of taps, so it is they that must be packed in runs.
+  if (channels_contiguous(g.in, params.x_strides)) {
+    p.rows = grad_y;
+    p.rows_group_stride = filters * params.grad_y_strides[1];
+    p.columns = patches;
+    p.columns_group_stride = channels * params.x_strides[1];
+    p.out_rows = plain_axis(filters, places);
+    p.out_columns = plain_axis(places, 1);
+  } else {
+    p.rows = patches;
+    p.rows_group_stride = channels * params.x_strides[1];
+    p.columns = grad_y;
+    p.columns_group_stride = filters * params.grad_y_strides[1];
+    p.out_rows = plain_axis(places, filters);
+    p.out_columns = plain_axis(filters, 1);
+  }
+  return p;
+}
+
+// grad_w = sum over the splits, in order; `partial` holds them and serves as scratch.
+template <typename scalar_t>
+void add_splits(const ConvGradWeightParams& params, const Product<scalar_t, acc_type<scalar_t>>& product,
+                acc_type<scalar_t>* partial) {
+  using acc_t = acc_type<scalar_t>;
+  const ConvGeometry& g = params.geometry;
+  const int64_t filters = g.K / g.groups;
+  const Axis filter_axis = plain_axis(filters, params.grad_w_strides[0]);
+  const Axis place_axis = grad_weight_places(params);
+  const bool filters_are_rows = channels_contiguous(g.in, params.x_strides);
+  const Axis& rows = filters_are_rows ? filter_axis : place_axis;
+  const Axis& columns = filters_are_rows ? place_axis : filter_axis;
+  const int64_t num_rows = rows.length(), num_columns = columns.length();
+  scalar_t* const grad_w = static_cast<scalar_t*>(params.grad_w);
+  if (num_columns == 0) return;
+
+  const int64_t grain =
+      std::max<int64_t>(1, kMinPackPerThread / std::max<int64_t>(1, num_columns * product.splits));
+  parallel_for(g.groups * num_rows, grain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      acc_t* const sum = partial + row * num_columns;
+      for (int64_t split = 1; split < product.splits; ++split) {
+        const acc_t* const part = sum + split * product.out_split_stride;
+        for (int64_t j = 0; j < num_columns; ++j) sum[j] += part[j];
+      }
+      const int64_t group = row / num_rows;
+      const AxisCursor place(rows, row % num_rows);
+      store_along(AxisCursor(columns, 0), num_columns, sum,
+                  grad_w + group * filters * params.grad_w_strides[0] + place.offset());
+    }
+  });
+}
+
+template <typename scalar_t>
+int64_t partial_sums_bytes(const ConvGeometry& g) {
+  const WeightGradient plan = plan_grad_weight(g);
+  return round_up(plan.splits * plan.size * static_cast<int64_t>(sizeof(acc_type<scalar_t>)), 64);
+}
+
+}  // namespace
+
+Status conv_forward(const ConvForwardParams& params, Stream) {
+  return dispatch_dtype(params.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const auto product = forward_product<scalar_t>(params);
+    const Variant variant =
+        choose_variant(params.geometry, params.x_strides, params.y_strides, product.columns);
+    run_product(variant, product, params.workspace);
+    return Status::success();
+  });
+}
+
+int64_t conv_forward_workspace(const ConvForwardParams& params) {
+  int64_t bytes = 0;
+  dispatch_dtype(params.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const auto product = forward_product<scalar_t>(params);
+    bytes = product_bytes(choose_variant(params.geometry, params.x_strides, params.y_strides, product.columns),
+                          product);
+    return Status::success();
+  });
+  return bytes;
+}
+
+Status conv_grad_input(const ConvGradInputParams& params, Stream) {
+  return dispatch_dtype(params.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    for_each_residue<scalar_t>(params, [&](const Product<scalar_t, scalar_t>& product) {
+      const Variant variant =
+          choose_variant(params.geometry, params.grad_x_strides, params.grad_y_strides, product.columns);
+      run_product(variant, product, params.workspace);
+    });
+    return Status::success();
+  });
+}
+
+int64_t conv_grad_input_workspace(const ConvGradInputParams& params) {
+  int64_t bytes = 0;
+  dispatch_dtype(params.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    for_each_residue<scalar_t>(params, [&](const Product<scalar_t, scalar_t>& product) {
+      const Variant variant =
+          choose_variant(params.geometry, params.grad_x_strides, params.grad_y_strides, product.columns);
+      bytes = std::max(bytes, product_bytes(variant, product));
+    });
+    return Status::success();
+  });
+  return bytes;
+}
+
+Status conv_grad_weight(const ConvGradWeightParams& params, Stream) {
+  return dispatch_dtype(params.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using acc_t = acc_type<scalar_t>;
+    const ConvGeometry& g = params.geometry;
+    auto product = grad_weight_product<scalar_t>(params);
+    const Variant variant =
+        choose_variant(g, params.x_strides, params.grad_y_strides, product.rows, product.columns);
+    if (variant == Variant::kDepthwiseByChannels) {
+      depthwise_grad_weight(product, grad_weight_places(params), params.grad_w_strides[0],
+                            static_cast<scalar_t*>(params.grad_w), params.workspace);
+      return Status::success();
+    }
+    product.out = static_cast<acc_t*>(params.workspace);
+    if (variant == Variant::kDepthwiseByPlanes) {
+      plane_grad_weight(product);
+    } else {
+      char* const workspace = static_cast<char*>(params.workspace) + partial_sums_bytes<scalar_t>(g);
+      ProductRunner<scalar_t, acc_t>(product, workspace).run();
+    }
+    add_splits<scalar_t>(params, product, product.out);
+    return Status::success();
+  });
+}
+
+int64_t conv_grad_weight_workspace(const ConvGradWeightParams& params) {
+  int64_t bytes = 0;
+  dispatch_dtype(params.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    using acc_t = acc_type<scalar_t>;
+    const ConvGeometry& g = params.geometry;
+    const auto product = grad_weight_product<scalar_t>(params);
+    switch (choose_variant(g, params.x_strides, params.grad_y_strides, product.rows, product.columns)) {
+      case Variant::kDepthwiseByChannels:
+        bytes = depthwise_grad_weight_bytes<acc_t>(product.splits, volume(g.kernel), g.C);
+        break;
+      case Variant::kDepthwiseByPlanes:
+        bytes = partial_sums_bytes<scalar_t>(g);
+        break;
+      case Variant::kProduct:
+        bytes = partial_sums_bytes<scalar_t>(g) + ProductPlan<acc_t>(product).bytes();
+        break;
+    }
+    return Status::success();
+  });
+  return bytes;
+}
+
+Status conv_grad_bias(const ConvGradBiasParams& params, Stream) {
+  return dispatch_dtype(params.dtype, [&](auto tag) {
+    grad_bias<typename decltype(tag)::type>(params);
+    return Status::success();
+  });
+}
+
+}  // namespace fastnn::FASTNN_BACKEND

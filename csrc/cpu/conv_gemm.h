@@ -1,0 +1,145 @@
+// The register micro-kernel that all three directions of the convolution share: a product of two packed panels.
+//
+//   c[m][j] (+)= sum over d of a[m][d] * b[d][j]
+//
+// a is a panel of `rows` rows, each contiguous along the reduction; its elements are broadcast. b is a panel
+// of `vecs` vectors for each step of the reduction; its elements are loaded as vectors. rows * vecs
+// accumulators stay in registers, and each step costs `vecs` loads and `rows` broadcasts for rows * vecs fused
+// multiply-adds.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+namespace fastnn::FASTNN_BACKEND {
+
+template <typename acc_t>
+using Vec = at::vec::Vectorized<acc_t>;
+
+// Lanes of a vector.
+template <typename acc_t>
+inline constexpr int64_t kLanes = Vec<acc_t>::size();
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2) || defined(__aarch64__)
+// What the micro-kernel keeps in a register.
+template <typename acc_t>
+using RegisterVec = Vec<acc_t>;
+#else
+// Without an instruction set of its own ATen's vector is an array, which compilers leave in memory: the
+// micro-kernel is several times slower with it. This is the compiler's own vector of 16 bytes.
+template <typename acc_t>
+struct RegisterVec {
+  typedef acc_t Lanes __attribute__((vector_size(16)));
+  Lanes lanes;
+
+  RegisterVec() = default;
+  explicit RegisterVec(acc_t value) : lanes(Lanes{} + value) {}
+  static constexpr int size() { return 16 / sizeof(acc_t); }
+  static RegisterVec loadu(const acc_t* src) {
+    RegisterVec v;
+    std::memcpy(&v.lanes, src, sizeof(Lanes));
+    return v;
+  }
+  void store(acc_t* dst) const { std::memcpy(dst, &lanes, sizeof(Lanes)); }
+};
+
+template <typename acc_t>
+RegisterVec<acc_t> operator+(RegisterVec<acc_t> a, RegisterVec<acc_t> b) {
+  a.lanes += b.lanes;
+  return a;
+}
+
+template <typename acc_t>
+RegisterVec<acc_t> fmadd(RegisterVec<acc_t> a, RegisterVec<acc_t> b, RegisterVec<acc_t> c) {
+  c.lanes += a.lanes * b.lanes;
+  return c;
+}
+#endif
+
+// The largest micro-tile is 8 x 3 vectors with 32 registers (24 accumulators, 3 vectors of b, 1 broadcast) and
+// 4 x 3 with the 16 of AVX2 (12 + 3 + 1). Fewer rows and more vectors than the square that would load least,
+// because channel counts are multiples of 8 more often than of 6 or 12. Without AVX, ATen's vector is two
+// registers wide, hence 4 x 1.
+#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
+inline constexpr int64_t kMaxRows = 8;
+inline constexpr int64_t kMaxVecs = 3;
+#elif defined(CPU_CAPABILITY_AVX2)
+inline constexpr int64_t kMaxRows = 4;
+inline constexpr int64_t kMaxVecs = 3;
+#else
+inline constexpr int64_t kMaxRows = 4;
+inline constexpr int64_t kMaxVecs = 1;
+#endif
+
+// Longest piece of the reduction that one panel holds. A panel of a (8 x 256 floats, 8 KB) stays in L1 (32 KB)
+// while panels of b (at most 256 x 48 floats, 48 KB) stream from L2 (1 MB) at 8 bytes a cycle, a quarter of
+// what L2 delivers; adding the micro-tile to c costs one load and one store for 256 multiply-adds. The same
+// split also bounds the error: sums of 256 terms, then a sum of those sums.
+inline constexpr int64_t kDepthBlock = 256;
+
+// Distance between the rows of a panel of a: a cache line more than a power of two, so that the rows lie in
+// different L1 sets.
+inline constexpr int64_t kRowPitch = kDepthBlock + 16;
+
+// A panel shorter than kMaxRows has the next power of two as its height.
+inline int64_t panel_rows(int64_t rows) {
+  int64_t height = 1;
+  while (height < rows && height < kMaxRows) height *= 2;
+  return height;
+}
+
+template <typename acc_t, int rows, int vecs>
+void multiply_panels(int64_t depth, const acc_t* a, const acc_t* b, acc_t* c, int64_t c_pitch,
+                     bool accumulate) {
+  using Register = RegisterVec<acc_t>;
+  constexpr int lanes = Register::size();
+  constexpr int columns = vecs * (kLanes<acc_t> / lanes);
+  Register sum[rows][columns];
+  for (int m = 0; m < rows; ++m) {
+    for (int v = 0; v < columns; ++v) sum[m][v] = Register(acc_t(0));
+  }
+  for (int64_t d = 0; d < depth; ++d, b += columns * lanes) {
+    Register b_vec[columns];
+    for (int v = 0; v < columns; ++v) b_vec[v] = Register::loadu(b + v * lanes);
+    for (int m = 0; m < rows; ++m) {
+      const Register a_vec(a[m * kRowPitch + d]);
+      for (int v = 0; v < columns; ++v) sum[m][v] = fmadd(a_vec, b_vec[v], sum[m][v]);
+    }
+  }
+  for (int m = 0; m < rows; ++m) {
+    for (int v = 0; v < columns; ++v) {
+      acc_t* const place = c + m * c_pitch + v * lanes;
+      if (accumulate) sum[m][v] = sum[m][v] + Register::loadu(place);
+      sum[m][v].store(place);
+    }
+  }
+}
+
+template <typename acc_t>
+using MultiplyPanels = void (*)(int64_t depth, const acc_t* a, const acc_t* b, acc_t* c, int64_t c_pitch,
+                                bool accumulate);
+
+// rows: 1, 2, 4 .. kMaxRows; vecs: 1 .. kMaxVecs.
+template <typename acc_t>
+MultiplyPanels<acc_t> select_micro_kernel(int64_t rows, int64_t vecs) {
+  if constexpr (kMaxVecs == 1) {
+    static constexpr MultiplyPanels<acc_t> kTable[] = {
+        multiply_panels<acc_t, 1, 1>, multiply_panels<acc_t, 2, 1>, multiply_panels<acc_t, 4, 1>};
+    return kTable[rows / 2];
+  } else {
+    static constexpr MultiplyPanels<acc_t> kTable[][3] = {
+        {multiply_panels<acc_t, 1, 1>, multiply_panels<acc_t, 1, 2>, multiply_panels<acc_t, 1, 3>},
+        {multiply_panels<acc_t, 2, 1>, multiply_panels<acc_t, 2, 2>, multiply_panels<acc_t, 2, 3>},
+        {multiply_panels<acc_t, 4, 1>, multiply_panels<acc_t, 4, 2>, multiply_panels<acc_t, 4, 3>},
+        {multiply_panels<acc_t, kMaxRows, 1>, multiply_panels<acc_t, kMaxRows, 2>,
+         multiply_panels<acc_t, kMaxRows, 3>},
+    };
+    // 1, 2, 4, 8 -> 0, 1, 2, 3
+    return kTable[rows == 8 ? 3 : rows / 2][vecs - 1];
+  }
+}
+
+}  // namespace fastnn::FASTNN_BACKEND

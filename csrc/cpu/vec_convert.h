@@ -1,0 +1,143 @@
+// Vectors of the accumulation type, loaded from and stored to memory of any element type.
+//
+// Vec<acc_t> has one width W for one accumulation type: a half tensor is read W elements at a time and widened,
+// so that kernels are written once, over acc_t. Halves are rounded to nearest even when stored, NaN stays NaN.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "dispatch.h"
+
+namespace fastnn::FASTNN_BACKEND {
+
+template <typename acc_t>
+using Vec = at::vec::Vectorized<acc_t>;
+
+template <typename acc_t>
+inline constexpr int kLanes = Vec<acc_t>::size();
+
+// The W elements at p.
+template <typename scalar_t>
+inline Vec<acc_type<scalar_t>> load_acc(const scalar_t* p) {
+  using acc_t = acc_type<scalar_t>;
+  if constexpr (std::is_same_v<scalar_t, acc_t>) {
+    return Vec<acc_t>::loadu(p);
+  } else {
+    Vec<acc_t> v;
+    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      at::vec::load_fp32_from_bf16(p, v);
+    } else {
+      at::vec::load_fp32_from_fp16(p, v);
+    }
+    return v;
+  }
+}
+
+// The first `count` <= W elements at p, with 0 in the lanes behind them; reads no further.
+template <typename scalar_t>
+inline Vec<acc_type<scalar_t>> load_acc(const scalar_t* p, int64_t count) {
+  using acc_t = acc_type<scalar_t>;
+  if (count >= kLanes<acc_t>) return load_acc(p);
+  if constexpr (std::is_same_v<scalar_t, acc_t>) {
+    return Vec<acc_t>::loadu(p, count);
+  } else {
+#if defined(CPU_CAPABILITY_AVX512)
+    const __mmask16 lanes = static_cast<__mmask16>((1u << count) - 1);
+    const __m256i packed = _mm256_maskz_loadu_epi16(lanes, p);
+    __m512 v;
+    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      at::vec::cvtbf16_fp32(packed, v);
+    } else {
+      at::vec::cvtfp16_fp32(packed, v);
+    }
+    return v;
+#else
+    alignas(64) scalar_t buffer[kLanes<acc_t>];
+    std::memset(static_cast<void*>(buffer), 0, sizeof(buffer));
+    for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+    return load_acc(static_cast<const scalar_t*>(buffer));
+#endif
+  }
+}
+
+#if defined(CPU_CAPABILITY_AVX512)
+template <typename scalar_t>
+inline __m256i pack_halves(const Vec<float>& v) {
+  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    return at::vec::cvtfp32_bf16(static_cast<__m512>(v));
+  } else {
+    return at::vec::cvtfp32_fp16(static_cast<__m512>(v));
+  }
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+template <typename scalar_t>
+inline __m128i pack_halves(const Vec<float>& v) {
+  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    return at::vec::cvtfp32_bf16(static_cast<__m256>(v));
+  } else {
+    return at::vec::cvtfp32_fp16(static_cast<__m256>(v));
+  }
+}
+#endif
+
+template <typename scalar_t>
+inline void store_acc(scalar_t* p, const Vec<acc_type<scalar_t>>& v) {
+  using acc_t = acc_type<scalar_t>;
+  if constexpr (std::is_same_v<scalar_t, acc_t>) {
+    v.store(p);
+  } else {
+#if defined(CPU_CAPABILITY_AVX512)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pack_halves<scalar_t>(v));
+#elif defined(CPU_CAPABILITY_AVX2)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), pack_halves<scalar_t>(v));
+#else
+    alignas(64) acc_t buffer[kLanes<acc_t>];
+    v.store(buffer);
+    for (int i = 0; i < kLanes<acc_t>; ++i) p[i] = static_cast<scalar_t>(buffer[i]);
+#endif
+  }
+}
+
+// Stores the first `count` <= W lanes and writes no further.
+template <typename scalar_t>
+inline void store_acc(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
+  using acc_t = acc_type<scalar_t>;
+  if (count >= kLanes<acc_t>) {
+    store_acc(p, v);
+  } else if constexpr (std::is_same_v<scalar_t, acc_t>) {
+    v.store(p, static_cast<int>(count));
+  } else {
+#if defined(CPU_CAPABILITY_AVX512)
+    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), pack_halves<scalar_t>(v));
+#else
+    alignas(64) scalar_t buffer[kLanes<acc_t>];
+    store_acc(static_cast<scalar_t*>(buffer), v);
+    for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
+#endif
+  }
+}
+
+// Calls f(i, W) for every whole vector of [begin, end), then f(i, rest). f is inlined twice, so that loads and
+// stores of a constant count W lose their test for a partial vector.
+template <typename acc_t, typename F>
+inline __attribute__((always_inline)) void for_each_vector(int64_t begin, int64_t end, const F& f) {
+  constexpr int64_t W = kLanes<acc_t>;
+  int64_t i = begin;
+  for (; i + W <= end; i += W) f(i, W);
+  if (i < end) f(i, end - i);
+}
+
+// Sum of the lanes, in lane order.
+template <typename acc_t>
+inline acc_t sum_lanes(const Vec<acc_t>& v) {
+  alignas(64) acc_t lanes[kLanes<acc_t>];
+  v.store(lanes);
+  acc_t sum = lanes[0];
+  for (int i = 1; i < kLanes<acc_t>; ++i) sum += lanes[i];
+  return sum;
+}
+
+}  // namespace fastnn::FASTNN_BACKEND
