@@ -26,7 +26,7 @@
 // T name[count] in shared memory, uninitialised; count is a constant.
 #define FASTNN_SHARED(T, name, count) __shared__ T name[count]
 // T* name: the block's dynamic shared memory, aligned to 16 bytes.
-#define FASTNN_DYNAMIC_SHARED(T, name)                                  \
+#define FASTNN_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char fastnn_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(fastnn_dynamic_shared)
 
@@ -61,13 +61,13 @@ __device__ __forceinline__ bfloat16_t from_acc<bfloat16_t>(float v) {
 // Puts a kernel on a stream and reports what the runtime says of the launch. Never synchronises. An empty
 // grid is no launch.
 template <typename... KernelArgs, typename... Args>
-Status launch(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
-              Stream stream, const Args&... args) {
+Status launch(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 block,
+              size_t dynamic_shared_bytes, Stream stream, const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return Status::success();
   if (dynamic_shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(dynamic_shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(dynamic_shared_bytes));
     if (error != cudaSuccess) return Status::error(cudaGetErrorString(error), name);
   }
   kernel<<<grid, block, dynamic_shared_bytes, stream>>>(static_cast<KernelArgs>(args)...);

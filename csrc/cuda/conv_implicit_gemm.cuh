@@ -1,0 +1,418 @@
+// The tiled implicit GEMM behind the three directions of convolution.
+//
+//   out[row, col] = bias[row] + sum over k of A[row, k] * B[k, col]        once per group
+//
+//                  row              col                  k                     A       B (gathered)
+//   forward        filter           n, position of y     channel, tap          w       x
+//   grad_input     channel          n, position of x     filter, tap           w       grad_y
+//   grad_weight    filter           channel, tap         n, position of y      grad_y  x
+//
+// "Implicit": B, the unfolded operand, is never stored; its elements are fetched from where they are. In all
+// three directions A and out are affine in the digits of their indices, and B's position in each dimension is
+//   col_step * col + depth_step * k + origin,
+// so one kernel and one parameter struct serve them; nothing in the kernel knows the direction. The data
+// gradient of a strided convolution splits the positions of x into residue classes modulo the stride: within
+// one class the taps that meet a position are the same for all, every step above is whole, and no
+// multiplication by a hole of zeros is made. Classes are folded into the grid.
+//
+// Who owns what: a block owns one kBlockM x kBlockN tile of out (of one group, class and split); it walks k in
+// steps of kBlockK through two buffers of shared memory, fetching the next step into registers before the
+// multiplications of this one. A thread owns a kThreadM x kThreadN part of the tile in registers.
+// Consecutive threads fetch along whichever index of the operand has the better stride, and write likewise, so
+// NCHW, channels_last, sliced and expanded operands are all coalesced where their strides allow it.
+//
+// What bounds it: FP32 multiply-adds on the CUDA cores. Per step a tile does kBlockM * kBlockN * kBlockK
+// multiply-adds on (kBlockM + kBlockN) * kBlockK fetched elements: 64, 32 and 14 multiply-adds an element for
+// the tiles Large, Medium and FewRows. An H200 turns from memory-bound to compute-bound at 28 a 4-byte element
+// (33.5 T multiply-adds/s, 4.8 TB/s); overlapping windows, and tiles that share rows or columns, find most of
+// what they fetch in L2, so FewRows is bound by L2 and the others by the multiply-adds.
+//
+// Which tile: see choose_plan().
+//
+// Error: each out is one chain of multiply-adds in acc_t, in the order of k; where tiles are fewer than
+// multiprocessors it is cut into `splits` chains of at most split_depth, which are then added in order. So
+//   |error| <= (split_depth + splits) * eps(acc_t) * sum over k |A| |B|, then one rounding to scalar_t.
+// The split depends on the shape alone, the order of k on shape and strides: the same bits on every device and
+// run. A tap that falls on padding multiplies its weight by 0: finite weights give exact zeros, NaN and Inf
+// give NaN.
+#pragma once
+
+#include <type_traits>
+
+#include "conv_gemm_problem.cuh"
+#include "conv_index.cuh"
+#include "dispatch.cuh"
+#include "platform.cuh"
+
+namespace fastnn::cuda {
+namespace {
+
+constexpr int kSumSplitsThreads = 256;
+
+// What a block's residue class changes of the problem; the problem itself where there is one class.
+struct ClassView {
+  IndexRange cols, depth;
+  int64_t origin[kSpatialDims];
+  int64_t a_shift[kSpatialDims], out_shift[kSpatialDims];
+};
+
+// Fills dimension `dim` of the view; lead digits and order are the problem's own.
+__device__ __forceinline__ void view_dimension(const ConvGemm& p, int dim, int64_t residue, ClassView& view) {
+  if (p.taps[dim].stride == 1) {
+    view.cols.spatial[dim] = p.cols.spatial[dim];
+    view.depth.spatial[dim] = p.depth.spatial[dim];
+    view.origin[dim] = p.origin[dim];
+    view.a_shift[dim] = view.out_shift[dim] = 0;
+    return;
+  }
+  const TapDimension& t = p.taps[dim];
+  const TapsOfPosition taps = taps_of_position(t, residue);
+  view.cols.spatial[dim] = quotient(p.positions[dim] - 1 - residue, t.stride) + 1;
+  view.depth.spatial[dim] = taps.count;
+  view.origin[dim] = taps.origin;
+  // One step of k is tap_step taps, one step of col is `stride` positions: undo both for a single one.
+  view.a_shift[dim] = taps.first * (p.a_depth[1 + dim] / t.tap_step);
+  view.out_shift[dim] = residue * (p.out_col[1 + dim] / t.stride);
+}
+
+// One step of k: what it adds to the offsets and coordinates of the operands.
+template <typename coord_t>
+struct alignas(16) DepthEntry {
+  int64_t a, b;
+  coord_t d, h, w;
+};
+
+// One column: what it adds to B's offset and coordinates.
+template <typename coord_t>
+struct alignas(16) ColEntry {
+  int64_t b;
+  coord_t d, h, w;
+};
+
+// A fragment's elements lie in runs of four, a run for each thread before the next run of any: so the 16-byte
+// reads of a warp fall on consecutive addresses.
+template <int kThreads>
+__device__ __forceinline__ int owned_index(int thread, int element) {
+  return (element / 4) * (4 * kThreads) + thread * 4 + element % 4;
+}
+
+template <typename acc_t>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(acc_t);
+  acc_t value[kSize];
+};
+
+template <int kCount, int kThreads, typename acc_t>
+__device__ __forceinline__ void read_fragment(const acc_t* line, int thread, acc_t (&fragment)[kCount]) {
+#pragma unroll
+  for (int e = 0; e < kCount; e += Pack<acc_t>::kSize) {
+    const auto pack = *reinterpret_cast<const Pack<acc_t>*>(line + owned_index<kThreads>(thread, e));
+#pragma unroll
+    for (int i = 0; i < Pack<acc_t>::kSize; ++i) fragment[e + i] = pack.value[i];
+  }
+}
+
+template <typename scalar_t, typename Tile, typename coord_t>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_type<scalar_t>)))
+    conv_implicit_gemm_kernel(ConvGemm p, GemmPlan plan, const scalar_t* __restrict__ a,
+                              const scalar_t* __restrict__ b, const scalar_t* __restrict__ bias,
+                              scalar_t* __restrict__ out, acc_type<scalar_t>* __restrict__ partial) {
+  using acc_t = acc_type<scalar_t>;
+  using unsigned_t = std::make_unsigned_t<coord_t>;
+  constexpr int kBlockM = Tile::kBlockM, kBlockN = Tile::kBlockN, kBlockK = Tile::kBlockK;
+  constexpr int kThreadM = Tile::kThreadM, kThreadN = Tile::kThreadN, kThreads = Tile::kThreads;
+  constexpr int kPitchA = Tile::kPitchA, kPitchB = Tile::kPitchB;
+
+  FASTNN_SHARED(Pack<acc_t>, shared_tiles, 2 * Tile::kBufferSize / Pack<acc_t>::kSize);
+  FASTNN_SHARED(DepthEntry<coord_t>, depth_table, 2 * kBlockK);
+  FASTNN_SHARED(ColEntry<coord_t>, col_table, kBlockN);
+  FASTNN_SHARED(int64_t, row_offsets, kBlockM);      // into A
+  FASTNN_SHARED(int64_t, out_col_offsets, kBlockN);  // into out
+  FASTNN_SHARED(ClassView, shared_view, 1);
+  acc_t* const tiles = reinterpret_cast<acc_t*>(shared_tiles);
+  ClassView& view = shared_view[0];
+
+  const int t = threadIdx.x;
+  // Rows fastest: blocks that run together share columns of B, the operand that costs most to fetch.
+  uint32_t rest = blockIdx.x;
+  const auto take = [&rest](int64_t count) {
+    const uint32_t n = static_cast<uint32_t>(count), q = rest / n, digit = rest - q * n;
+    rest = q;
+    return digit;
+  };
+  const int64_t row0 = static_cast<int64_t>(take(plan.tiles_m)) * kBlockM;
+  const int64_t col0 = static_cast<int64_t>(take(plan.tiles_n)) * kBlockN;
+  const int64_t split = take(plan.splits);
+  const int64_t group = take(p.groups);
+  const int64_t residue[kSpatialDims] = {take(p.classes[0]), take(p.classes[1]), take(p.classes[2])};
+
+  if (t < kSpatialDims) view_dimension(p, t, t == 0 ? residue[0] : t == 1 ? residue[1] : residue[2], view);
+  if (t == 0) {
+    view.cols.lead = p.cols.lead;
+    view.cols.lead_fastest = p.cols.lead_fastest;
+    view.depth.lead = p.depth.lead;
+    view.depth.lead_fastest = p.depth.lead_fastest;
+  }
+  __syncthreads();
+  const int64_t cols = view.cols.size();
+  if (col0 >= cols) return;  // a class with fewer tiles than the largest
+  const int rows_here = static_cast<int>(p.rows - row0 < kBlockM ? p.rows - row0 : kBlockM);
+  const int cols_here = static_cast<int>(cols - col0 < kBlockN ? cols - col0 : kBlockN);
+
+  // Rows and columns past the end repeat the last one: their sums are computed and never written.
+  for (int i = t; i < kBlockM; i += kThreads) {
+    row_offsets[i] = (row0 + (i < rows_here ? i : rows_here - 1)) * p.a_row;
+  }
+  for (int i = t; i < kBlockN; i += kThreads) {
+    const auto col = digits_of<int64_t>(col0 + (i < cols_here ? i : cols_here - 1), view.cols);
+    const int64_t d = col.d * p.col_step[0] + view.origin[0];
+    const int64_t h = col.h * p.col_step[1] + view.origin[1];
+    const int64_t w = col.w * p.col_step[2] + view.origin[2];
+    col_table[i] = {col.lead * p.b_col_lead + d * p.b_spatial[0] + h * p.b_spatial[1] + w * p.b_spatial[2],
+                    static_cast<coord_t>(d), static_cast<coord_t>(h), static_cast<coord_t>(w)};
+    out_col_offsets[i] =
+        col.lead * p.out_col[0] + col.d * p.out_col[1] + col.h * p.out_col[2] + col.w * p.out_col[3];
+  }
+
+  a += group * p.a_group + view.a_shift[0] + view.a_shift[1] + view.a_shift[2];
+  b += group * p.b_group;
+
+  const int64_t depth_begin = split * plan.split_depth;
+  const int64_t depth_left = view.depth.size() > depth_begin ? view.depth.size() - depth_begin : 0;
+  const int64_t depth_here = depth_left < plan.split_depth ? depth_left : plan.split_depth;
+  const int64_t steps = ceil_div(depth_here, kBlockK);
+
+  acc_t acc[kThreadM][kThreadN];
+#pragma unroll
+  for (int i = 0; i < kThreadM; ++i) {
+#pragma unroll
+    for (int j = 0; j < kThreadN; ++j) acc[i][j] = 0;
+  }
+  const int thread_n = t % Tile::kThreadsN, thread_m = t / Tile::kThreadsN;
+
+  if (steps > 0) {  // uniform over the block; without it an extent may be 0 and has no digits
+    // The first kBlockK threads keep the table of the depth, two steps ahead of the multiplications.
+    Digits<coord_t> depth{}, depth_advance{};
+    if (t < kBlockK) {
+      depth = digits_of<coord_t>(depth_begin + t, view.depth);
+      depth_advance = digits_of<coord_t>(kBlockK, view.depth);
+    }
+    const auto tabulate = [&](int slot) {
+      if (t >= kBlockK) return;
+      const int64_t d = depth.d * p.depth_step[0], h = depth.h * p.depth_step[1], w = depth.w * p.depth_step[2];
+      depth_table[slot * kBlockK + t] = {
+          depth.lead * p.a_depth[0] + depth.d * p.a_depth[1] + depth.h * p.a_depth[2] + depth.w * p.a_depth[3],
+          depth.lead * p.b_depth_lead + d * p.b_spatial[0] + h * p.b_spatial[1] + w * p.b_spatial[2],
+          static_cast<coord_t>(d), static_cast<coord_t>(h), static_cast<coord_t>(w)};
+      advance(depth, depth_advance, view.depth);
+    };
+    tabulate(0);
+    tabulate(1);
+    __syncthreads();
+
+    // Element i of a thread lies at (a_row + i * a_row_step, a_k + i * a_k_step) of A's tile; likewise B.
+    const int a_row = p.a_rows_first ? t % kBlockM : t / kBlockK;
+    const int a_k = p.a_rows_first ? t / kBlockM : t % kBlockK;
+    const int b_col = p.b_cols_first ? t % kBlockN : t / kBlockK;
+    const int b_k = p.b_cols_first ? t / kBlockN : t % kBlockK;
+    const int a_row_step = p.a_rows_first ? 0 : kThreads / kBlockK;
+    const int a_k_step = p.a_rows_first ? kThreads / kBlockM : 0;
+    const int b_col_step = p.b_cols_first ? 0 : kThreads / kBlockK;
+    const int b_k_step = p.b_cols_first ? kThreads / kBlockN : 0;
+    const ColEntry<coord_t> my_col = col_table[b_col];
+    const int64_t my_row = row_offsets[a_row];
+
+    // Kept as scalar_t: a conversion here would wait for the load.
+    scalar_t a_next[Tile::kLoadsA], b_next[Tile::kLoadsB];
+    const scalar_t zero = from_acc<scalar_t>(acc_t(0));
+    const auto fetch_b = [&](const DepthEntry<coord_t>& entry, const ColEntry<coord_t>& col, bool valid) {
+      const bool inside = static_cast<unsigned_t>(entry.d + col.d) < static_cast<unsigned_t>(p.limit[0]) &&
+                          static_cast<unsigned_t>(entry.h + col.h) < static_cast<unsigned_t>(p.limit[1]) &&
+                          static_cast<unsigned_t>(entry.w + col.w) < static_cast<unsigned_t>(p.limit[2]);
+      return valid && inside ? b[entry.b + col.b] : zero;
+    };
+    // The uniform branches keep what does not change in a register: a table read that differs from thread to
+    // thread takes several cycles of shared memory, one that is the same for a warp takes one.
+    const auto fetch = [&](int slot, int64_t step) {
+      const DepthEntry<coord_t>* table = depth_table + slot * kBlockK;
+      const int64_t left = depth_here - step * kBlockK;
+      const int valid = static_cast<int>(left < kBlockK ? left : kBlockK);
+      if (p.a_rows_first) {
+#pragma unroll
+        for (int i = 0; i < Tile::kLoadsA; ++i) {
+          const int k = a_k + i * (kThreads / kBlockM);
+          a_next[i] = k < valid ? a[my_row + table[k].a] : zero;
+        }
+      } else {
+        const int64_t offset = table[a_k].a;
+#pragma unroll
+        for (int i = 0; i < Tile::kLoadsA; ++i) {
+          a_next[i] = a_k < valid ? a[row_offsets[a_row + i * (kThreads / kBlockK)] + offset] : zero;
+        }
+      }
+      if (p.b_cols_first) {
+#pragma unroll
+        for (int i = 0; i < Tile::kLoadsB; ++i) {
+          const int k = b_k + i * (kThreads / kBlockN);
+          b_next[i] = fetch_b(table[k], my_col, k < valid);
+        }
+      } else {
+        const DepthEntry<coord_t> entry = table[b_k];
+#pragma unroll
+        for (int i = 0; i < Tile::kLoadsB; ++i) {
+          b_next[i] = fetch_b(entry, col_table[b_col + i * (kThreads / kBlockK)], b_k < valid);
+        }
+      }
+    };
+    const auto store = [&](int slot) {
+      acc_t* const tile_a = tiles + slot * Tile::kBufferSize;
+      acc_t* const tile_b = tile_a + kBlockK * kPitchA;
+#pragma unroll
+      for (int i = 0; i < Tile::kLoadsA; ++i) {
+        tile_a[(a_k + i * a_k_step) * kPitchA + a_row + i * a_row_step] = to_acc(a_next[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < Tile::kLoadsB; ++i) {
+        tile_b[(b_k + i * b_k_step) * kPitchB + b_col + i * b_col_step] = to_acc(b_next[i]);
+      }
+    };
+
+    fetch(0, 0);
+    store(0);
+    __syncthreads();
+    for (int64_t step = 0; step < steps; ++step) {
+      const int slot = static_cast<int>(step & 1);
+      const bool more = step + 1 < steps;
+      if (more) fetch(slot ^ 1, step + 1);
+      const acc_t* const tile_a = tiles + slot * Tile::kBufferSize;
+      const acc_t* const tile_b = tile_a + kBlockK * kPitchA;
+#pragma unroll
+      for (int k = 0; k < kBlockK; ++k) {
+        acc_t fragment_a[kThreadM], fragment_b[kThreadN];
+        read_fragment<kThreadM, Tile::kThreadsM>(tile_a + k * kPitchA, thread_m, fragment_a);
+        read_fragment<kThreadN, Tile::kThreadsN>(tile_b + k * kPitchB, thread_n, fragment_b);
+#pragma unroll
+        for (int i = 0; i < kThreadM; ++i) {
+#pragma unroll
+          for (int j = 0; j < kThreadN; ++j) acc[i][j] += fragment_a[i] * fragment_b[j];
+        }
+      }
+      if (more) {
+        store(slot ^ 1);
+        tabulate(slot);  // of step + 2; this slot's table was last read while `step` was fetched
+      }
+      __syncthreads();
+    }
+  } else {
+    __syncthreads();  // out_col_offsets
+  }
+
+  // Out through shared memory, one line of every thread's part at a time, so that consecutive threads write
+  // along the index that is contiguous in out.
+  out += group * p.out_group + view.out_shift[0] + view.out_shift[1] + view.out_shift[2];
+  const auto write = [&](int row, int col, acc_t value) {
+    if (row >= rows_here || col >= cols_here) return;
+    const int64_t r = row0 + row;
+    if (partial != nullptr) {
+      partial[((split * p.groups + group) * p.rows + r) * cols + col0 + col] = value;
+    } else {
+      if (bias != nullptr) value += to_acc(bias[group * p.rows + r]);
+      out[r * p.out_row + out_col_offsets[col]] = from_acc<scalar_t>(value);
+    }
+  };
+  if (p.out_rows_first && partial == nullptr) {
+#pragma unroll
+    for (int j = 0; j < kThreadN; ++j) {
+#pragma unroll
+      for (int i = 0; i < kThreadM; ++i) {
+        tiles[thread_n * kPitchA + owned_index<Tile::kThreadsM>(thread_m, i)] = acc[i][j];
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int e = t; e < Tile::kThreadsN * kBlockM; e += kThreads) {
+        const int line = e / kBlockM, row = e % kBlockM;
+        write(row, owned_index<Tile::kThreadsN>(line, j), tiles[line * kPitchA + row]);
+      }
+      __syncthreads();
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kThreadM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kThreadN; ++j) {
+        tiles[thread_m * kPitchB + owned_index<Tile::kThreadsN>(thread_n, j)] = acc[i][j];
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int e = t; e < Tile::kThreadsM * kBlockN; e += kThreads) {
+        const int line = e / kBlockN, col = e % kBlockN;
+        write(owned_index<Tile::kThreadsM>(line, i), col, tiles[line * kPitchB + col]);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// out = bias + partial[0] + partial[1] + ..., in that order. A thread owns one element of out.
+template <typename scalar_t>
+__global__ void __launch_bounds__(kSumSplitsThreads)
+    conv_sum_splits_kernel(ConvGemm p, int64_t splits, const acc_type<scalar_t>* __restrict__ partial,
+                           const scalar_t* __restrict__ bias, scalar_t* __restrict__ out) {
+  using acc_t = acc_type<scalar_t>;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kSumSplitsThreads + threadIdx.x;
+  const int64_t cols = p.cols.size(), count = p.groups * p.rows * cols;
+  if (index >= count) return;
+  acc_t sum = partial[index];
+#pragma unroll 4
+  for (int64_t s = 1; s < splits; ++s) sum += partial[s * count + index];
+  const int64_t filter = quotient(index, cols);  // over all groups
+  const int64_t group = quotient(filter, p.rows);
+  const auto col = digits_of<int64_t>(index - filter * cols, p.cols);
+  if (bias != nullptr) sum += to_acc(bias[filter]);
+  out[group * p.out_group + (filter - group * p.rows) * p.out_row + col.lead * p.out_col[0] +
+      col.d * p.out_col[1] + col.h * p.out_col[2] + col.w * p.out_col[3]] = from_acc<scalar_t>(sum);
+}
+
+template <typename scalar_t>
+Status launch_sum_splits(const ConvGemm& p, int64_t splits, const void* partial, const void* bias, void* out,
+                         Stream stream) {
+  constexpr const char* kName = "conv_sum_splits_kernel";
+  dim3 grid;
+  const Status status = grid_of(ceil_div(p.groups * p.rows * p.cols.size(), kSumSplitsThreads), kName, grid);
+  if (!status.ok()) return status;
+  return launch(kName, conv_sum_splits_kernel<scalar_t>, grid, dim3(kSumSplitsThreads), 0, stream, p, splits,
+                static_cast<const acc_type<scalar_t>*>(partial), static_cast<const scalar_t*>(bias),
+                static_cast<scalar_t*>(out));
+}
+
+template <typename scalar_t>
+Status launch_gemm(const ConvGemm& p, const void* a, const void* b, const void* bias, void* out,
+                   void* workspace, Stream stream) {
+  using acc_t = acc_type<scalar_t>;
+  constexpr const char* kName = "conv_implicit_gemm_kernel";
+  constexpr bool kFloat64 = sizeof(acc_t) == sizeof(double);
+  const GemmPlan plan = choose_plan(p, kFloat64);
+  dim3 grid;
+  Status status = grid_of(plan.blocks, kName, grid);
+  if (!status.ok()) return status;
+  acc_t* const partial = plan.splits > 1 ? static_cast<acc_t*>(workspace) : nullptr;
+  const auto run = [&](auto kernel, int threads) {
+    return launch(kName, kernel, grid, dim3(threads), 0, stream, p, plan, static_cast<const scalar_t*>(a),
+                  static_cast<const scalar_t*>(b), static_cast<const scalar_t*>(bias),
+                  static_cast<scalar_t*>(out), partial);
+  };
+  if (p.wide) {
+    status = run(conv_implicit_gemm_kernel<scalar_t, MediumTile, int64_t>, MediumTile::kThreads);
+  } else if (plan.tile == TileChoice::kFewRows) {
+    status = run(conv_implicit_gemm_kernel<scalar_t, FewRowsTile, int32_t>, FewRowsTile::kThreads);
+  } else if (plan.tile == TileChoice::kMedium) {
+    status = run(conv_implicit_gemm_kernel<scalar_t, MediumTile, int32_t>, MediumTile::kThreads);
+  } else if constexpr (!kFloat64) {
+    status = run(conv_implicit_gemm_kernel<scalar_t, LargeTile, int32_t>, LargeTile::kThreads);
+  }
+  if (!status.ok() || partial == nullptr) return status;
+  return launch_sum_splits<scalar_t>(p, plan.splits, partial, bias, out, stream);
+}
+
+}  // namespace
+}  // namespace fastnn::cuda
