@@ -1,0 +1,64 @@
+"""CUDA kernels without a GPU: the emulator of ``tests/emulator``, loaded into this process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_NAME = "libfastnn_emulator.so"
+_loaded: Path | None = None
+
+
+def library_path() -> Path:
+    """Path of the library that holds the CUDA kernels compiled for the emulator.
+
+    ``FASTNN_EMULATOR_LIBRARY`` names it; otherwise it lies beside the compiled module ``fastnn._C``.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message says how to build it.
+    """
+    chosen = os.environ.get("FASTNN_EMULATOR_LIBRARY")
+    if chosen:
+        path = Path(chosen)
+        if not path.is_file():
+            raise FileNotFoundError(f"FASTNN_EMULATOR_LIBRARY names {path}, which is no file")
+        return path.resolve()
+    module = importlib.util.find_spec("fastnn._C")
+    package = Path(module.origin).parent if module and module.origin else Path(__file__).parents[1]
+    path = package / _NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the emulated CUDA kernels, {path}, are not built. In a clone of fastnn, `make test` builds them, "
+            "and so does `FASTNN_EMULATOR=on pip install --no-build-isolation -e .`. FASTNN_EMULATOR_LIBRARY "
+            "names a library that is elsewhere; FASTNN_TEST_EMULATOR=0 leaves the emulated tests out."
+        )
+    return path
+
+
+@contextmanager
+def emulated_cuda() -> Iterator[None]:
+    """Within the context, ops on CPU tensors run the CUDA kernels under the emulator.
+
+    The setting is the process's, not the thread's. Contexts may be nested.
+
+    Raises:
+        FileNotFoundError: As :func:`library_path`.
+        RuntimeError: The library cannot be loaded, or another one is loaded already.
+    """
+    global _loaded
+    from fastnn import _C
+
+    path = library_path()
+    if _loaded is None:
+        _C.load_emulator(str(path))
+        _loaded = path
+    elif _loaded != path:
+        raise RuntimeError(f"{_loaded} is loaded already; {path} needs a new process")
+    before = _C.set_emulated(True)
+    try:
+        yield
+    finally:
+        _C.set_emulated(before)

@@ -1,0 +1,15 @@
+// What the emulator's shared library exports.
+#include <cstdint>
+
+#include "../../csrc/ops/backend.h"
+#include "options.h"
+
+#define FASTNN_EXPORT extern "C" __attribute__((visibility("default")))
+
+// The CUDA kernels' entry points, for the bindings' load_emulator().
+FASTNN_EXPORT const fastnn::Backend* fastnn_emulator_backend() { return &fastnn::cuda::table(); }
+
+FASTNN_EXPORT void fastnn_emulator_set_seed(uint64_t seed) { fastnn::emulator::set_seed(seed); }
+FASTNN_EXPORT uint64_t fastnn_emulator_seed() { return fastnn::emulator::seed(); }
+FASTNN_EXPORT void fastnn_emulator_set_workers(unsigned count) { fastnn::emulator::set_workers(count); }
+FASTNN_EXPORT unsigned fastnn_emulator_workers() { return fastnn::emulator::workers(); }
