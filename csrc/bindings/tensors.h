@@ -1,0 +1,38 @@
+// From torch's tensors to the contracts' pointers, dtypes, layouts and strides.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "../ops/conv.h"
+
+namespace fastnn::bindings {
+
+// Throws NotImplementedError, naming the argument, for a dtype that no kernel takes.
+DType dtype_of(const char* op, const char* argument, const at::Tensor& tensor);
+
+// The type in which sums of this dtype are kept, as torch names it.
+at::ScalarType acc_scalar_type(at::ScalarType type);
+
+inline const void* data(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
+inline const void* data(const std::optional<at::Tensor>& t) { return t.has_value() ? data(*t) : nullptr; }
+// Null for an output that was not asked for: an undefined one.
+inline void* mutable_data(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
+
+// channels_last of the tensor's rank (4-D: channels_last, 5-D: channels_last_3d) or contiguous.
+at::MemoryFormat memory_format(bool channels_last, int64_t dim);
+
+// Whether torch would keep the output of an op on this tensor in channels_last.
+bool suggests_channels_last(const at::Tensor& t);
+
+// The strides of [N, C, spatial...] with missing leading spatial dimensions of size 1 put in.
+void fill_strides(const at::Tensor& t, ConvStrides& strides);
+
+// The last entries of `values` (one per spatial dimension, every `step`-th) into a triple; the leading ones get
+// `missing`.
+void fill_spatial(at::IntArrayRef values, int64_t missing, int64_t (&triple)[kSpatialDims], int64_t step = 1);
+
+// One value per spatial dimension, from a list of one or of `rank` values, as torch takes them.
+c10::SmallVector<int64_t, 6> expand_list(const char* op, const char* argument, at::IntArrayRef values,
+                                         int64_t rank);
+
+}  // namespace fastnn::bindings
