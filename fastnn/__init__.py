@@ -1,0 +1,25 @@
+"""fastnn: hand-written CPU and CUDA kernels for neural network layers, drop-in for ``torch.nn``.
+
+``fastnn.nn`` and ``fastnn.functional`` stand in for ``torch.nn`` and ``torch.nn.functional``: what fastnn
+implements is its own, the rest is torch's. :func:`convert` turns the layers of an existing model into fastnn's
+in place, :func:`revert` turns them back, and :func:`conversion_report` says what became of each.
+"""
+
+from fastnn import _backend as _backend  # loads the compiled module, before anything that needs its ops
+from fastnn import _fake as _fake
+from fastnn import _vmap as _vmap
+from fastnn import functional, nn
+from fastnn._info import info
+from fastnn._version import __version__
+from fastnn.convert import ConversionReport, conversion_report, convert, revert
+
+__all__ = [
+    "ConversionReport",
+    "__version__",
+    "conversion_report",
+    "convert",
+    "functional",
+    "info",
+    "nn",
+    "revert",
+]

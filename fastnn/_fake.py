@@ -1,0 +1,287 @@
+"""Fake kernels: the shape, type and strides of what each op returns, without computing it.
+
+They serve meta tensors, ``FakeTensor``, ``torch.compile`` and ``torch.export``. Sizes may be symbolic, so they
+are computed by arithmetic that works on symbols and checked with ``torch._check``. Ops that torch decomposes by
+itself (``conv2d``, ``max_pool2d``, ``batch_norm``, ``lstm_cell``) need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+from torch.library import register_fake
+
+
+def _memory_format(channels_last: bool, dim: int) -> torch.memory_format:
+    if channels_last and dim in (4, 5):
+        return torch.channels_last if dim == 4 else torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return suggest_memory_format(tensor) != torch.contiguous_format
+
+
+def _empty(size: Sequence[int], like: Tensor, channels_last: bool = False, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(
+        size,
+        dtype=like.dtype if dtype is None else dtype,
+        device=like.device,
+        memory_format=_memory_format(channels_last, len(size)),
+    )
+
+
+def _wanted(mask: bool, size: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An output that a mask asks for, else the empty tensor that stands for "not asked for"."""
+    return _empty(size if mask else (0,), like, dtype=dtype)
+
+
+def _accumulation_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# ---- convolution --------------------------------------------------------------------------------------------
+
+
+@register_fake("fastnn::convolution")
+def _convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    torch._check(
+        input.dim() == weight.dim(),
+        lambda: f"convolution: input and weight must have as many dimensions, got {input.shape} and {weight.shape}",
+    )
+    torch._check(
+        input.shape[1] == weight.shape[1] * groups,
+        lambda: f"convolution: input {input.shape} and weight {weight.shape} do not go together in {groups} groups",
+    )
+    size = [input.shape[0], weight.shape[0]]
+    for d in range(input.dim() - 2):
+        span = input.shape[2 + d] + padding[2 * d] + padding[2 * d + 1] - dilation[d] * (weight.shape[2 + d] - 1) - 1
+        torch._check(span >= 0, lambda: f"convolution: the window of {weight.shape} exceeds the input {input.shape}")
+        size.append(span // stride[d] + 1)
+    return _empty(size, input, _is_channels_last(input) or _is_channels_last(weight))
+
+
+@register_fake("fastnn::convolution_grad_input")
+def _convolution_grad_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> Tensor:
+    return _empty(input_size, grad_output, channels_last)
+
+
+@register_fake("fastnn::convolution_grad_weight")
+def _convolution_grad_weight(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> Tensor:
+    return _empty(weight_size, input, channels_last)
+
+
+@register_fake("fastnn::convolution_grad_bias")
+def _convolution_grad_bias(grad_output: Tensor) -> Tensor:
+    return _empty((grad_output.shape[1],), grad_output)
+
+
+# ---- max pooling --------------------------------------------------------------------------------------------
+
+
+def _pool_out_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
+    span = size + 2 * pad - dilation * (kernel - 1) - 1
+    if not ceil_mode:
+        return span // stride + 1
+    out = (span + stride - 1) // stride + 1
+    # The last window begins inside the input or its leading padding.
+    return out - 1 if (out - 1) * stride >= size + pad else out
+
+
+def _offset_type(kernel_size: Sequence[int]) -> torch.dtype:
+    window = 1
+    for k in kernel_size:
+        window *= k
+    return torch.uint8 if window <= 256 else torch.uint16 if window <= 65536 else torch.int32
+
+
+@register_fake("fastnn::max_pool")
+def _max_pool(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    save_offsets: bool,
+    return_indices: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = [input.shape[0], input.shape[1]]
+    for d, options in enumerate(zip(kernel_size, stride, padding, dilation, strict=True)):
+        out = _pool_out_size(input.shape[2 + d], *options, ceil_mode)
+        torch._check(out >= 1, lambda: f"max_pool: the output of input {input.shape} is too small")
+        size.append(out)
+    channels_last = _is_channels_last(input)
+    offset_type = _offset_type(kernel_size)
+    return (
+        _empty(size, input, channels_last),
+        _empty(size if save_offsets else (0,), input, channels_last, offset_type),
+        _empty(size if return_indices else (0,), input, channels_last, torch.int64),
+    )
+
+
+@register_fake("fastnn::max_pool_backward")
+def _max_pool_backward(
+    grad_output: Tensor,
+    offsets: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    return _empty(input_size, grad_output, _is_channels_last(offsets))
+
+
+@register_fake("fastnn::max_pool_gather")
+def _max_pool_gather(
+    input: Tensor,
+    offsets: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    return _empty(offsets.shape, input, _is_channels_last(offsets))
+
+
+# ---- batch normalisation ------------------------------------------------------------------------------------
+
+
+@register_fake("fastnn::batch_norm_forward")
+def _batch_norm_forward(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = (input.shape[1],)
+    statistics = _accumulation_type(input.dtype)
+    return (
+        _empty(input.shape, input, _is_channels_last(input)),
+        _empty(channels, input, dtype=statistics),
+        _empty(channels, input, dtype=statistics),
+    )
+
+
+@register_fake("fastnn::batch_norm_backward")
+def _batch_norm_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = (input.shape[1],)
+    parameter = input.dtype if weight is None else weight.dtype
+    return (
+        _empty(input.shape if output_mask[0] else (0,), input, _is_channels_last(input)),
+        _wanted(output_mask[1], channels, input, parameter),
+        _wanted(output_mask[2], channels, input, parameter),
+    )
+
+
+@register_fake("fastnn::batch_norm_double_backward")
+def _batch_norm_double_backward(
+    gg_input: Tensor | None,
+    gg_weight: Tensor | None,
+    gg_bias: Tensor | None,
+    grad_output: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels_last = _is_channels_last(input)
+    return (
+        _empty(input.shape if output_mask[0] else (0,), input, channels_last),
+        _empty(input.shape if output_mask[1] else (0,), input, channels_last),
+        _wanted(output_mask[2], (input.shape[1],), input, input.dtype if weight is None else weight.dtype),
+    )
+
+
+# ---- LSTM cell ----------------------------------------------------------------------------------------------
+
+
+@register_fake("fastnn::lstm_cell_pointwise")
+def _lstm_cell_pointwise(
+    gates: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None, cx: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _empty(cx.shape, cx), _empty(cx.shape, cx)
+
+
+@register_fake("fastnn::lstm_cell_pointwise_backward")
+def _lstm_cell_pointwise_backward(
+    grad_hy: Tensor | None,
+    grad_cy: Tensor | None,
+    gates: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    cx: Tensor,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        _empty(gates.shape, gates),  # computed in any case: the biases' gradient is a sum over it
+        _wanted(output_mask[1], cx.shape, cx),
+        _wanted(output_mask[2], (gates.shape[1],), gates),
+    )
+
+
+@register_fake("fastnn::lstm_cell_pointwise_double_backward")
+def _lstm_cell_pointwise_double_backward(
+    gg_gates: Tensor | None,
+    gg_cx: Tensor | None,
+    gg_bias: Tensor | None,
+    grad_hy: Tensor | None,
+    grad_cy: Tensor | None,
+    gates: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    cx: Tensor,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        _wanted(output_mask[0], cx.shape, cx),
+        _wanted(output_mask[1], cx.shape, cx),
+        _wanted(output_mask[2] or output_mask[4], gates.shape, gates),  # d_bias is a sum over d_gates
+        _wanted(output_mask[3], cx.shape, cx),
+        _wanted(output_mask[4], (gates.shape[1],), gates),
+    )

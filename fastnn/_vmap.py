@@ -1,0 +1,288 @@
+"""Batching rules: what an op is under ``torch.func.vmap``.
+
+A mapped dimension of size B is folded into one that the op treats independently, so that one call of the same
+op does the work: into the batch where nothing but activations is mapped; into the channels (for a convolution
+with B times the groups) where parameters are, or where the result is a sum over the batch. The LSTM cell's
+pointwise ops have no rule: torch loops over them, and says so in a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import register_vmap
+
+_Dims = Sequence[Any]
+
+
+def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """Puts the mapped dimension first; where there is none, every entry is the same tensor."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _into_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """[B, X, ...] as [B * X, ...]: B goes into an activation's batch or a parameter's channels."""
+    return _front(tensor, dim, size).flatten(0, 1)
+
+
+def _into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """[B, N, C, ...] as [N, B * C, ...]."""
+    return _front(tensor, dim, size).movedim(0, 1).flatten(1, 2)
+
+
+def _optional(
+    fold: Callable[[Tensor, int | None, int], Tensor], tensor: Tensor | None, dim: int | None, size: int
+) -> Tensor | None:
+    return None if tensor is None else fold(tensor, dim, size)
+
+
+def _out_of(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """Undoes a fold into ``dim``: the mapped dimension stands there, what it was folded into behind it."""
+    return tensor.unflatten(dim, (size, tensor.shape[dim] // size))
+
+
+# The ops that users call are made of the others. Under vmap torch would run such an op whole, by its looping
+# fallback, unless told to take it apart.
+_library = torch.library.Library("fastnn", "IMPL")
+for _name in ("conv2d", "conv2d.padding", "max_pool2d", "max_pool2d_with_indices", "batch_norm", "lstm_cell"):
+    _packet, _, _overload = _name.partition(".")
+    _op = getattr(getattr(torch.ops.fastnn, _packet), _overload or "default")
+    _library.impl(_name, _op.decompose, "FuncTorchBatchedDecomposition")
+
+
+# ---- convolution --------------------------------------------------------------------------------------------
+
+
+@register_vmap("fastnn::convolution")
+def _convolution(
+    info: Any,
+    in_dims: _Dims,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, int]:
+    x_dim, w_dim, b_dim = in_dims[:3]
+    size, options = info.batch_size, (stride, padding, dilation)
+    if w_dim is None and b_dim is None:
+        x = _into_first(input, x_dim, size)
+        return _out_of(torch.ops.fastnn.convolution(x, weight, bias, *options, groups), 0, size), 0
+    x = _into_channels(input, x_dim, size)
+    w = _into_first(weight, w_dim, size)
+    b = _optional(_into_first, bias, b_dim, size)
+    return _out_of(torch.ops.fastnn.convolution(x, w, b, *options, size * groups), 1, size), 1
+
+
+@register_vmap("fastnn::convolution_grad_input")
+def _convolution_grad_input(
+    info: Any,
+    in_dims: _Dims,
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> tuple[Tensor, int]:
+    g_dim, w_dim = in_dims[:2]
+    size, options = info.batch_size, (stride, padding, dilation)
+    batch, channels, *spatial = input_size
+    if w_dim is None:
+        g, w, groups_folded, dim = _into_first(grad_output, g_dim, size), weight, groups, 0
+        folded = [size * batch, channels, *spatial]
+    else:
+        g, w = _into_channels(grad_output, g_dim, size), _into_first(weight, w_dim, size)
+        groups_folded, dim = size * groups, 1
+        folded = [batch, size * channels, *spatial]
+    x = torch.ops.fastnn.convolution_grad_input(g, w, folded, *options, groups_folded, channels_last)
+    return _out_of(x, dim, size), dim
+
+
+@register_vmap("fastnn::convolution_grad_weight")
+def _convolution_grad_weight(
+    info: Any,
+    in_dims: _Dims,
+    input: Tensor,
+    grad_output: Tensor,
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> tuple[Tensor, int]:
+    size, options = info.batch_size, (stride, padding, dilation)
+    x, g = _into_channels(input, in_dims[0], size), _into_channels(grad_output, in_dims[1], size)
+    folded = [size * weight_size[0], *weight_size[1:]]
+    w = torch.ops.fastnn.convolution_grad_weight(x, g, folded, *options, size * groups, channels_last)
+    return _out_of(w, 0, size), 0
+
+
+@register_vmap("fastnn::convolution_grad_bias")
+def _convolution_grad_bias(info: Any, in_dims: _Dims, grad_output: Tensor) -> tuple[Tensor, int]:
+    g = _into_channels(grad_output, in_dims[0], info.batch_size)
+    return _out_of(torch.ops.fastnn.convolution_grad_bias(g), 0, info.batch_size), 0
+
+
+# ---- max pooling --------------------------------------------------------------------------------------------
+
+
+@register_vmap("fastnn::max_pool")
+def _max_pool(
+    info: Any, in_dims: _Dims, input: Tensor, *options: Any
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    results = torch.ops.fastnn.max_pool(_into_first(input, in_dims[0], info.batch_size), *options)
+    # One that was not asked for is an empty 1-D tensor, the same for every entry.
+    dims = tuple(None if result.dim() == 1 else 0 for result in results)
+    return tuple(r if d is None else _out_of(r, 0, info.batch_size) for r, d in zip(results, dims, strict=True)), dims
+
+
+@register_vmap("fastnn::max_pool_backward")
+def _max_pool_backward(
+    info: Any,
+    in_dims: _Dims,
+    grad_output: Tensor,
+    offsets: Tensor,
+    input_size: Sequence[int],
+    *options: Any,
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    g, o = _into_first(grad_output, in_dims[0], size), _into_first(offsets, in_dims[1], size)
+    folded = [size * input_size[0], *input_size[1:]]
+    return _out_of(torch.ops.fastnn.max_pool_backward(g, o, folded, *options), 0, size), 0
+
+
+@register_vmap("fastnn::max_pool_gather")
+def _max_pool_gather(info: Any, in_dims: _Dims, input: Tensor, offsets: Tensor, *options: Any) -> tuple[Tensor, int]:
+    size = info.batch_size
+    x, o = _into_first(input, in_dims[0], size), _into_first(offsets, in_dims[1], size)
+    return _out_of(torch.ops.fastnn.max_pool_gather(x, o, *options), 0, size), 0
+
+
+# ---- batch normalisation ------------------------------------------------------------------------------------
+
+
+class _Folded:
+    """Folds the mapped dimension into the channels, which batch normalisation treats one by one."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def activation(self, tensor: Tensor | None, dim: int | None) -> Tensor | None:
+        return _optional(_into_channels, tensor, dim, self.size)
+
+    def channels(self, tensor: Tensor | None, dim: int | None) -> Tensor | None:
+        return _optional(_into_first, tensor, dim, self.size)
+
+    def unfold(self, results: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """Activations have the channels at 1, per-channel results at 0, and one not asked for has no values."""
+        dims = tuple(None if r.numel() == 0 and r.dim() == 1 else min(r.dim() - 1, 1) for r in results)
+        unfolded = (r if d is None else _out_of(r, d, self.size) for r, d in zip(results, dims, strict=True))
+        return tuple(unfolded), dims
+
+
+@register_vmap("fastnn::batch_norm_forward")
+def _batch_norm_forward(
+    info: Any,
+    in_dims: _Dims,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    x_dim, w_dim, b_dim, mean_dim, var_dim, count_dim = in_dims[:6]
+    fold = _Folded(info.batch_size)
+    if training and x_dim is not None and running_mean is not None and (mean_dim is None or var_dim is None):
+        raise RuntimeError(
+            "batch_norm under vmap: the input is mapped, but the running statistics, which training updates in "
+            "place, are not. Map them too, or set track_running_stats=False."
+        )
+    if training and count_dim is not None and momentum is None:
+        raise RuntimeError("batch_norm under vmap: momentum=None needs a num_batches_tracked that is not mapped")
+    mean, var = fold.channels(running_mean, mean_dim), fold.channels(running_var, var_dim)
+    results = torch.ops.fastnn.batch_norm_forward(
+        fold.activation(input, x_dim),
+        fold.channels(weight, w_dim),
+        fold.channels(bias, b_dim),
+        mean,
+        var,
+        None if count_dim is not None else num_batches_tracked,
+        training,
+        momentum,
+        eps,
+    )
+    if training:
+        # Folding may have copied: what was updated in place goes back to where the caller keeps it. Unmapped
+        # statistics go with an unmapped input, so every entry's are the same.
+        for folded, kept, dim in ((mean, running_mean, mean_dim), (var, running_var, var_dim)):
+            if folded is not None and kept is not None:
+                entries = _out_of(folded, 0, fold.size)
+                kept.copy_(entries[0] if dim is None else entries.movedim(0, dim))
+        if num_batches_tracked is not None and count_dim is not None:
+            num_batches_tracked.add_(1)
+    return fold.unfold(results)
+
+
+@register_vmap("fastnn::batch_norm_backward")
+def _batch_norm_backward(
+    info: Any,
+    in_dims: _Dims,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    *options: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    fold = _Folded(info.batch_size)
+    results = torch.ops.fastnn.batch_norm_backward(
+        fold.activation(grad_output, in_dims[0]),
+        fold.activation(input, in_dims[1]),
+        fold.channels(weight, in_dims[2]),
+        fold.channels(mean, in_dims[3]),
+        fold.channels(invstd, in_dims[4]),
+        *options,
+    )
+    return fold.unfold(results)
+
+
+@register_vmap("fastnn::batch_norm_double_backward")
+def _batch_norm_double_backward(
+    info: Any,
+    in_dims: _Dims,
+    gg_input: Tensor | None,
+    gg_weight: Tensor | None,
+    gg_bias: Tensor | None,
+    grad_output: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    *options: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    fold = _Folded(info.batch_size)
+    results = torch.ops.fastnn.batch_norm_double_backward(
+        fold.activation(gg_input, in_dims[0]),
+        fold.channels(gg_weight, in_dims[1]),
+        fold.channels(gg_bias, in_dims[2]),
+        fold.activation(grad_output, in_dims[3]),
+        fold.activation(input, in_dims[4]),
+        fold.channels(weight, in_dims[5]),
+        fold.channels(mean, in_dims[6]),
+        fold.channels(invstd, in_dims[7]),
+        *options,
+    )
+    return fold.unfold(results)

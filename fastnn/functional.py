@@ -1,0 +1,252 @@
+"""Functions of ``torch.nn.functional`` that fastnn implements; its other names fall through to it.
+
+Nothing is computed here. Each function calls the op of the same name: through pybind11, which costs 2.6 us a
+call on tiny tensors where ``torch.ops`` costs 3.5 us; or through ``torch.ops`` where the call must be seen as
+an op: while Dynamo traces, and for arguments or modes that override torch functions (an FX proxy, a tensor
+subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms.
+
+Types: float64, float32, bfloat16 and float16; the last two accumulate in float32. Layouts: contiguous and
+``channels_last`` are both native, and the output keeps the input's; other strides work. Devices: CPU, and CUDA
+where fastnn was built with it. Forward is differentiable twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as _torch_functional
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.overrides import has_torch_function_unary, has_torch_function_variadic
+
+from fastnn._backend import _C
+
+if TYPE_CHECKING:
+    from torch.nn.functional import *  # noqa: F403 - what falls through, for type checkers
+
+__all__ = [
+    "batch_norm",
+    "conv2d",
+    "lstm_cell",
+    "max_pool2d",
+    "max_pool2d_with_indices",
+]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Two-dimensional convolution (as the field has it: cross-correlation).
+
+    ``y[n, k, p, q] = bias[k] + sum over c in k's group, r, s of
+    x[n, c, p * stride - padding + r * dilation, q * stride - padding + s * dilation] * w[k, c, r, s]``, where
+    positions outside x count as zero.
+
+    Args:
+        input: ``[N, C, H, W]``, or ``[C, H, W]`` for one image.
+        weight: ``[K, C / groups, R, S]``, of the input's type.
+        bias: ``[K]``, of the input's type; None for none.
+        stride: step of the window, in input positions; one number or (height, width). At least 1.
+        padding: rows and columns of zeros on each side, one number or (height, width); or ``'valid'`` for none,
+            or ``'same'`` for an output of the input's size (stride 1 only; an odd total puts the extra one at
+            the end).
+        dilation: distance between the filter's elements, in input positions; one number or (height, width).
+        groups: number of groups that the channels and filters are divided into; group g of the filters sees
+            only group g of the channels. C and K are multiples of it.
+
+    Returns:
+        ``[N, K, P, Q]`` (``[K, P, Q]`` for one image), where
+        ``P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1``, likewise Q. In ``channels_last``
+        when input or weight is.
+
+    Raises:
+        RuntimeError: for shapes, types or devices that do not go together, a window larger than the padded
+            input, a stride or dilation below 1, a negative padding, or ``'same'`` with a stride.
+
+    Formula: Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning".
+    """
+    if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
+        return torch.ops.fastnn.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _C.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def max_pool2d_with_indices(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """:func:`max_pool2d` with the place of each maximum.
+
+    Args:
+        input: ``[N, C, H, W]`` or ``[C, H, W]``.
+        kernel_size: see :func:`max_pool2d`, also for the four that follow.
+        stride: None for ``kernel_size``.
+        padding: at most half of ``kernel_size``.
+        dilation: at least 1.
+        ceil_mode: whether the last window may hang over the end.
+        return_indices: has no effect; it is here because torch's function has it.
+
+    Returns:
+        The maxima and, int64 of the same shape, the place of each: ``h * W + w`` in its plane of the input, as
+        ``torch.nn.functional.max_unpool2d`` takes them.
+
+    Raises:
+        RuntimeError: as :func:`max_pool2d`.
+    """
+    stride = [] if stride is None else stride
+    if is_dynamo_compiling() or has_torch_function_unary(input):
+        return torch.ops.fastnn.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _C.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Maximum over windows of each plane.
+
+    ``y[n, c, p, q] = max over r, s of
+    x[n, c, p * stride - padding + r * dilation, q * stride - padding + s * dilation]``, over positions in x.
+
+    A NaN wins over every number; among equal values the first in row-major order has the gradient. Backward
+    needs one byte for each output (windows of up to 256 places), not torch's eight.
+
+    Args:
+        input: ``[N, C, H, W]``, or ``[C, H, W]`` for one image.
+        kernel_size: height and width of the window, one number or a pair.
+        stride: step of the window, in input positions; None for ``kernel_size``.
+        padding: positions of -inf on each side, at most half of ``kernel_size``.
+        dilation: distance between the window's elements, in input positions.
+        ceil_mode: round the output size up, so that the last window may hang over the end; it still begins
+            inside the input or its leading padding.
+        return_indices: return the places of the maxima too, see :func:`max_pool2d_with_indices`.
+
+    Returns:
+        ``[N, C, P, Q]`` (``[C, P, Q]`` for one image), where
+        ``P = floor((H + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1``, likewise Q; with
+        ``return_indices`` a pair of that and the int64 places.
+
+    Raises:
+        RuntimeError: for an input of another rank, a type that fastnn has no kernel for, a stride, kernel or
+            dilation below 1, a padding above half of the kernel, or an empty output plane.
+    """
+    if return_indices:
+        return max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
+    stride = [] if stride is None else stride
+    if is_dynamo_compiling() or has_torch_function_unary(input):
+        return torch.ops.fastnn.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _C.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Batch normalisation: ``y = weight * (x - mean) / sqrt(var + eps) + bias``, per channel.
+
+    Training takes mean and (biased) variance over the batch and all positions, by a method that is safe at
+    large means, and moves the running statistics in place; evaluation takes mean and variance from the running
+    ones.
+
+    Args:
+        input: ``[N, C]`` or ``[N, C, ...]`` with one to three spatial sizes.
+        running_mean: ``[C]``, updated in training; None to keep none. Evaluation needs it.
+        running_var: ``[C]``, unbiased variance (over M - 1, for M values a channel), likewise.
+        weight: ``[C]``; None for 1.
+        bias: ``[C]``; None for 0. These four may be float32 beside an input of a 16-bit type.
+        training: whether the statistics come from this batch.
+        momentum: share of the batch in the new running statistics, ``running = (1 - momentum) * running +
+            momentum * batch``. None for the average over all batches, ``1 / (num_batches_tracked + 1)``, which
+            is read on the device: nobody waits for it.
+        eps: added to the variance; above 0 in training.
+        num_batches_tracked: a one-element int64 tensor, incremented in training; None for none. Together with
+            ``momentum=None``, the one thing here that torch's function has not: torch's layer does it outside.
+
+    Returns:
+        A tensor like the input. When the call raises, no statistic has been touched.
+
+    Raises:
+        ValueError: for one value a channel in training, or an ``eps`` that is not positive.
+        RuntimeError: for shapes, types or devices that do not go together, or evaluation without statistics.
+
+    Formula: Ioffe and Szegedy 2015, "Batch Normalization", algorithm 1.
+    """
+    if is_dynamo_compiling() or has_torch_function_variadic(input, running_mean, running_var, weight, bias):
+        return torch.ops.fastnn.batch_norm(
+            input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps
+        )
+    return _C.batch_norm(input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps)
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of a long short-term memory: ``torch.lstm_cell``.
+
+    ``i, f, g, o = split(x w_ih^T + b_ih + h w_hh^T + b_hh)``; ``c' = sigmoid(f) * c + sigmoid(i) * tanh(g)``;
+    ``h' = sigmoid(o) * tanh(c')``. The two matrix products are torch's; everything after them is one kernel
+    forward and one backward.
+
+    Args:
+        input: x, ``[N, I]``.
+        hx: h and c, ``[N, H]`` each.
+        w_ih: ``[4H, I]``, the blocks of the gates i, f, g, o in this order.
+        w_hh: ``[4H, H]``, likewise.
+        b_ih: ``[4H]``; None for none.
+        b_hh: ``[4H]``; None for none.
+
+    Returns:
+        h' and c', ``[N, H]`` each.
+
+    Raises:
+        RuntimeError: for shapes, types or devices that do not go together.
+
+    Formula: Hochreiter and Schmidhuber 1997, with the forget gate of Gers, Schmidhuber and Cummins 2000.
+    """
+    if len(hx) != 2:
+        raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
+    h, c = hx
+    if is_dynamo_compiling() or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh):
+        return torch.ops.fastnn.lstm_cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
+    return _C.lstm_cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return getattr(_torch_functional, name)
+    except AttributeError:
+        raise AttributeError(f"neither fastnn.functional nor torch.nn.functional has an attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch_functional)})
