@@ -1,0 +1,339 @@
+"""How far a kernel may be from the float64 oracle: a bound for every element of every output and gradient.
+
+Nothing is compared with a fixed tolerance. A value of the oracle carries with it the error that arithmetic in
+the kernel's accumulation type may have made, element by element (running error analysis: Higham, *Accuracy and
+Stability of Numerical Algorithms*, 2nd ed. 2002, section 3.3), with u the unit roundoff (half the epsilon) of
+that type:
+
+- one operation: u |result| (the standard model, Higham section 2.2);
+- a sum or dot product of n terms in any order, fused or not: min(n, 2 sqrt(n)) u sum|terms|. The first is the
+  classical gamma_n (Higham sections 3.1 and 4.2); the second replaces the worst case by six standard deviations
+  of rounding errors that are independent, which holds for every order of summation (Higham and Mary 2019, "A new
+  approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41(5)): the standard deviation of n
+  sequential additions of like-signed terms is at most u sqrt(n) / 3 of their sum;
+- exp, tanh, sigmoid: 4 u, absolute, since their values are at most 1 where they are used;
+- storing in a half type: half a unit in the last place.
+
+float64 is judged by an oracle in float64, which errs by as much as the kernel: its u is doubled. The bounds are
+first-order, with the products of two errors kept where half types make them matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .cases import BatchNormCase, Case, Conv2dCase, LstmCellCase, MaxPool2dCase
+
+FUNCTION_ERROR = 4.0  # of exp, tanh and sigmoid, in units of u
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Unit roundoffs of a dtype's kernels: of their accumulation, and of storing a result."""
+
+    accumulate: float
+    store: float
+    smallest: float  # half the smallest subnormal of the stored type
+
+    @staticmethod
+    def of(dtype: torch.dtype) -> Arithmetic:
+        """That of kernels for tensors of ``dtype``."""
+        if dtype == torch.float64:
+            return Arithmetic(torch.finfo(dtype).eps, 0.0, 0.0)
+        single = torch.finfo(torch.float32)
+        accumulate = single.eps / 2
+        if dtype == torch.float32:
+            return Arithmetic(accumulate, 0.0, single.tiny * single.eps)
+        info = torch.finfo(dtype)
+        return Arithmetic(accumulate, info.eps / 2, info.tiny * info.eps)
+
+
+def growth(n: int) -> float:
+    """Error of an n-term sum in units of u times the sum of the terms' absolute values."""
+    return min(float(n), 2.0 * n**0.5)
+
+
+@dataclass
+class Bounded:
+    """A float64 value and a bound on the absolute error of whoever computes it, elementwise."""
+
+    value: Tensor
+    error: Tensor
+    u: float
+
+    @staticmethod
+    def exact(value: Tensor, u: float) -> Bounded:
+        """An input: nothing has gone wrong with it yet."""
+        return Bounded(value, torch.zeros_like(value), u)
+
+    def _lift(self, other: Bounded | Tensor | float) -> Bounded:
+        if isinstance(other, Bounded):
+            return other
+        return Bounded.exact(torch.as_tensor(other, dtype=torch.float64), self.u)
+
+    def _rounded(self, value: Tensor, error: Tensor) -> Bounded:
+        return Bounded(value, error + self.u * value.abs(), self.u)
+
+    def __add__(self, other: Bounded | Tensor | float) -> Bounded:
+        other = self._lift(other)
+        return self._rounded(self.value + other.value, self.error + other.error)
+
+    def __sub__(self, other: Bounded | Tensor | float) -> Bounded:
+        other = self._lift(other)
+        return self._rounded(self.value - other.value, self.error + other.error)
+
+    def __rsub__(self, other: Tensor | float) -> Bounded:
+        return self._lift(other) - self
+
+    def __mul__(self, other: Bounded | Tensor | float) -> Bounded:
+        other = self._lift(other)
+        error = self.value.abs() * other.error + other.value.abs() * self.error + self.error * other.error
+        return self._rounded(self.value * other.value, error)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def sum(self, axes: list[int], terms: int) -> Bounded:
+        """Sum over axes, dropped, of ``terms`` values each."""
+        error = self.error.sum(axes) + growth(terms) * self.u * self.value.abs().sum(axes)
+        return Bounded(self.value.sum(axes), error, self.u)
+
+    def matmul(self, other: Bounded) -> Bounded:
+        """[m, k] times [k, n]."""
+        value, k = self.value @ other.value, self.value.shape[1]
+        left, right = self.value.abs(), other.value.abs()
+        error = left @ other.error + self.error @ right + self.error @ other.error
+        return Bounded(value, error + growth(k) * self.u * (left @ right), self.u)
+
+    def sigmoid(self) -> Bounded:
+        """Logistic function."""
+        # The logistic function's slope is at most 1/4 and its range (0, 1).
+        error = (self.error / 4).nan_to_num(1.0).clamp(max=1.0)
+        return Bounded(self.value.sigmoid(), error + FUNCTION_ERROR * self.u, self.u)
+
+    def tanh(self) -> Bounded:
+        """Hyperbolic tangent."""
+        error = self.error.nan_to_num(2.0).clamp(max=2.0)
+        return Bounded(self.value.tanh(), error + FUNCTION_ERROR * self.u, self.u)
+
+    def stored(self, arithmetic: Arithmetic) -> Bounded:
+        """Rounded to the stored type."""
+        error = self.error + arithmetic.store * (self.value.abs() + self.error) + arithmetic.smallest
+        return Bounded(self.value, error, self.u)
+
+    def view(self, *shape: int) -> Bounded:
+        """The same values in another shape."""
+        return Bounded(self.value.reshape(*shape), self.error.reshape(*shape), self.u)
+
+    def transposed(self) -> Bounded:
+        """[m, n] as [n, m]."""
+        return Bounded(self.value.T, self.error.T, self.u)
+
+
+@dataclass
+class Expected:
+    """What a case must give: outputs, gradients by input name, buffers by input name, integer outputs."""
+
+    outputs: list[Bounded] = field(default_factory=list)
+    gradients: dict[str, Bounded] = field(default_factory=dict)
+    buffers: dict[str, Bounded] = field(default_factory=dict)
+    indices: Tensor | None = None
+
+
+def expected(case: Case, inputs: dict[str, Tensor], cotangents: list[Tensor | None]) -> Expected:
+    """Oracle and bounds of a case.
+
+    Args:
+        case: the case; its type chooses the oracle.
+        inputs: what ``case.make_inputs`` gave, any floating dtype, layout and device.
+        cotangents: gradient of the loss with respect to each floating output; None for an output that the loss
+            does not use.
+
+    Returns:
+        values in float64 on the CPU with their bounds.
+    """
+    compute = {
+        Conv2dCase: _expected_conv2d,
+        MaxPool2dCase: _expected_max_pool2d,
+        BatchNormCase: _expected_batch_norm,
+        LstmCellCase: _expected_lstm_cell,
+    }[type(case)]
+    exact = {name: tensor.detach().cpu().double().contiguous() for name, tensor in inputs.items()}
+    grads = [None if c is None else c.detach().cpu().double().contiguous() for c in cotangents]
+    return compute(case, exact, grads, inputs)
+
+
+def _linear(function, inputs: dict[str, Tensor], names: list[str], cotangent: Tensor):
+    """Value and gradients of ``function``, then the same of absolute values: the sums of |terms|."""
+    results = []
+    for absolute in (False, True):
+        leaves = {
+            name: (tensor.abs() if absolute else tensor).clone().requires_grad_(name in names)
+            for name, tensor in inputs.items()
+        }
+        value = function(leaves)
+        grads = torch.autograd.grad(value, [leaves[n] for n in names], cotangent.abs() if absolute else cotangent)
+        results.append((value.detach(), grads))
+    return results
+
+
+def _expected_conv2d(case: Conv2dCase, inputs, cotangents, originals) -> Expected:
+    arithmetic = Arithmetic.of(originals["input"].dtype)
+    names = [name for name in case.differentiable if name in inputs]
+    (value, grads), (magnitude, grad_magnitudes) = _linear(
+        lambda t: reference.conv2d(t["input"], t["weight"], t.get("bias"), **case.options),
+        inputs,
+        names,
+        cotangents[0],
+    )
+    filters, channels, *kernel = inputs["weight"].shape
+    taps = kernel[0] * kernel[1]
+    positions = value.numel() // filters if value.numel() else 0
+    terms = {
+        "output": channels * taps + 1,
+        "input": filters // case.groups * taps,
+        "weight": positions,
+        "bias": positions,
+    }
+
+    def bounded(name: str, v: Tensor, m: Tensor) -> Bounded:
+        # One more rounding than terms: partial sums may be kept apart and added at the end.
+        error = (growth(terms[name]) + 1) * arithmetic.accumulate * m
+        return Bounded(v, error, arithmetic.accumulate).stored(arithmetic)
+
+    return Expected(
+        outputs=[bounded("output", value, magnitude)],
+        gradients={n: bounded(n, g, m) for n, g, m in zip(names, grads, grad_magnitudes, strict=True)},
+    )
+
+
+def _expected_max_pool2d(case: MaxPool2dCase, inputs, cotangents, originals) -> Expected:
+    arithmetic = Arithmetic.of(originals["input"].dtype)
+    x = inputs["input"].requires_grad_()
+    value, indices = reference.max_pool2d(x, **case.options)
+    (grad,) = torch.autograd.grad(value, x, cotangents[0], retain_graph=True)
+    (magnitude,) = torch.autograd.grad(value, x, cotangents[0].abs())
+    kernel = reference.pair(case.kernel)
+    error = growth(kernel[0] * kernel[1]) * arithmetic.accumulate * magnitude
+    return Expected(
+        outputs=[Bounded.exact(value.detach(), 0.0)],  # a choice, not a computation: bit for bit
+        gradients={"input": Bounded(grad, error, arithmetic.accumulate).stored(arithmetic)},
+        indices=indices if case.return_indices else None,
+    )
+
+
+def _expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> Expected:
+    arithmetic = Arithmetic.of(originals["input"].dtype)
+    x, grad = inputs["input"], cotangents[0]
+    u, channels = arithmetic.accumulate, x.shape[1]
+    axes, shape = [0, *range(2, x.dim())], [1, channels] + [1] * (x.dim() - 2)
+    count = x.numel() // channels
+    exact_x, exact_grad = Bounded.exact(x, u), Bounded.exact(grad, u)
+
+    buffers = {}
+    if case.training and count:
+        mean = exact_x.sum(axes, count) * (1 / count)
+        deviation = (x - mean.value.view(shape)).abs().amax(axes)
+        # Sums may be taken about any value of the channel, which is at most `deviation` from the mean: the terms
+        # of the variance then grow from (x - mean)^2 by deviation^2 (Chan, Golub and LeVeque 1983, "Algorithms for
+        # computing the sample variance", The American Statistician 37(3)). E[x^2] - E[x]^2 is far outside.
+        mean = Bounded(mean.value, mean.error + 2 * growth(count) * u * deviation, u)
+        centred = exact_x - mean.value.view(shape)
+        square = (centred * centred).sum(axes, count) * (1 / count)
+        error = square.error + 2 * growth(count) * u * deviation**2 + mean.error**2
+        var = Bounded(square.value, error, u)
+        _, new_mean, new_var = reference.batch_norm(
+            x, inputs.get("running_mean"), inputs.get("running_var"), None, None, True, case.momentum, case.eps
+        )
+        for name, new, batch in (("running_mean", new_mean, mean), ("running_var", new_var, var)):
+            if name in inputs:
+                unbiased = count / (count - 1) if name == "running_var" else 1.0
+                error = (1 - case.momentum) * inputs[name].abs() + case.momentum * unbiased * batch.value.abs()
+                error = case.momentum * unbiased * batch.error + 4 * u * error
+                buffers[name] = Bounded(new, error, u).stored(Arithmetic.of(originals[name].dtype))
+    elif case.training:
+        mean = var = Bounded.exact(x.new_zeros(channels), u)
+        buffers = {n: Bounded.exact(inputs[n], u) for n in ("running_mean", "running_var") if n in inputs}
+    else:
+        mean, var = Bounded.exact(inputs["running_mean"], u), Bounded.exact(inputs["running_var"], u)
+        buffers = {n: Bounded.exact(inputs[n], u) for n in ("running_mean", "running_var")}
+
+    shifted = var + case.eps
+    invstd_value = shifted.value.rsqrt()
+    # d(v^-1/2) = -1/2 v^-3/2 dv, and two roundings for the root and the quotient.
+    invstd = Bounded(invstd_value, invstd_value * (0.5 * shifted.error / shifted.value + 3 * u), u)
+    weight = Bounded.exact(inputs.get("weight", x.new_ones(channels)), u)
+    scale = weight * invstd
+    difference = exact_x - mean.view(*shape)
+    xhat = difference * invstd.view(*shape)
+    y = difference * scale.view(*shape)
+    # x * scale + (bias - mean * scale) is the same in exact arithmetic, and its roundings are those of its parts.
+    parts = (x.abs() + mean.value.abs().view(shape)) * scale.value.abs().view(shape)
+    if "bias" in inputs:
+        parts = parts + inputs["bias"].abs().view(shape)
+    y = Bounded(y.value, y.error + 2 * u * parts, u)
+    xhat = Bounded(
+        xhat.value, xhat.error + 2 * u * (x.abs() + mean.value.abs().view(shape)) * invstd_value.view(shape), u
+    )
+    if "bias" in inputs:
+        y = y + inputs["bias"].view(shape)
+    result = Expected(outputs=[y.stored(arithmetic)], buffers=buffers)
+
+    sum_grad = exact_grad.sum(axes, count)
+    sum_grad_xhat = (exact_grad * xhat).sum(axes, count)
+    if case.training and count:
+        inner = exact_grad - (sum_grad * (1 / count)).view(*shape) - xhat * (sum_grad_xhat * (1 / count)).view(*shape)
+    else:
+        inner = exact_grad
+    result.gradients["input"] = (inner * scale.view(*shape)).stored(arithmetic)
+    if case.affine:
+        result.gradients["weight"] = sum_grad_xhat.stored(Arithmetic.of(originals["weight"].dtype))
+        result.gradients["bias"] = sum_grad.stored(Arithmetic.of(originals["bias"].dtype))
+    return result
+
+
+def _expected_lstm_cell(case: LstmCellCase, inputs, cotangents, originals) -> Expected:
+    arithmetic = Arithmetic.of(originals["input"].dtype)
+    u, hidden = arithmetic.accumulate, case.hidden_size
+    t = {name: Bounded.exact(tensor, u) for name, tensor in inputs.items()}
+    # Each of the two products is stored; the second may be added to the first before or after.
+    from_input = t["input"].matmul(t["w_ih"].transposed()).stored(arithmetic)
+    from_hidden = t["hx"].matmul(t["w_hh"].transposed()).stored(arithmetic)
+    gates = (from_input + from_hidden).stored(arithmetic)
+    if case.bias:
+        gates = gates + (t["b_ih"] + t["b_hh"])
+
+    def block(index: int) -> Bounded:
+        columns = slice(index * hidden, (index + 1) * hidden)
+        return Bounded(gates.value[:, columns], gates.error[:, columns], u)
+
+    i, f, g, o = block(0).sigmoid(), block(1).sigmoid(), block(2).tanh(), block(3).sigmoid()
+    cell = f * t["cx"] + i * g
+    squashed = cell.tanh()
+    result = Expected(outputs=[(o * squashed).stored(arithmetic), cell.stored(arithmetic)])
+
+    zero = torch.zeros_like(inputs["cx"])
+    grad_h, grad_c = (Bounded.exact(zero if c is None else c, u) for c in cotangents)
+    grad_cell = grad_c + grad_h * o * (1.0 - squashed * squashed)
+    parts = [
+        grad_cell * g * i * (1.0 - i),
+        grad_cell * t["cx"] * f * (1.0 - f),
+        grad_cell * i * (1.0 - g * g),
+        grad_h * squashed * o * (1.0 - o),
+    ]
+    grad_gates = Bounded(torch.cat([p.value for p in parts], 1), torch.cat([p.error for p in parts], 1), u)
+    grad_gates = grad_gates.stored(arithmetic)
+    result.gradients = {
+        "input": grad_gates.matmul(t["w_ih"]),
+        "hx": grad_gates.matmul(t["w_hh"]),
+        "cx": grad_cell * f,
+        "w_ih": grad_gates.transposed().matmul(t["input"]),
+        "w_hh": grad_gates.transposed().matmul(t["hx"]),
+    }
+    if case.bias:
+        result.gradients["b_ih"] = result.gradients["b_hh"] = grad_gates.sum([0], case.rows)
+    result.gradients = {name: grad.stored(arithmetic) for name, grad in result.gradients.items()}
+    return result

@@ -1,0 +1,540 @@
+"""One table of cases per op, shared by the tests, ``fastnn check`` and the benchmarks.
+
+A case is a frozen dataclass: shapes and options, nothing with memory. ``make_inputs`` draws fresh values from a
+generator, rounds them to the dtype and lays them out in memory; ``apply`` calls the op in any namespace which
+has torch's signatures, so the same case runs on fastnn and on ``torch.nn.functional``.
+
+Values are never zero-filled: a kernel that forgets a term must not be saved by a zero.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+ALL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+WIDE_RANGE = (torch.float64, torch.float32, torch.bfloat16)  # can hold 1e30
+PRECISE = (torch.float64, torch.float32)  # can tell 1e4 from 1e4 + 1e-3
+
+LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "transposed")
+
+# The namespace with which ``apply`` runs a case on torch's own kernels.
+TORCH = SimpleNamespace(
+    conv2d=torch.nn.functional.conv2d,
+    max_pool2d=torch.nn.functional.max_pool2d,
+    batch_norm=torch.nn.functional.batch_norm,
+    lstm_cell=torch.lstm_cell,
+)
+
+
+def generator_for(*key: object) -> torch.Generator:
+    """A generator seeded from the key's text: the same on every machine and in every worker."""
+    return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+
+
+def lay_out(tensor: Tensor, layout: str, channel_dim: int = 1, expand_dim: int = 0) -> Tensor:
+    """The same values with other strides (``expanded``: the first row of ``expand_dim``, repeated).
+
+    Args:
+        tensor: dense tensor of any rank.
+        layout: one of ``LAYOUTS``. ``sliced`` takes every second element of a storage that holds NaN between
+            and around, so that a read beside the view is seen. Ranks 0 to 2 stay contiguous under
+            ``channels_last``.
+        channel_dim: the dimension that ``channels_last`` makes the densest.
+        expand_dim: the dimension to which ``expanded`` gives stride 0.
+
+    Returns:
+        A tensor of the same shape and dtype; never one that shares storage with ``tensor``.
+    """
+    if layout == "contiguous":
+        return tensor.contiguous().clone()
+    if layout == "channels_last":
+        if tensor.dim() < 3:
+            return tensor.contiguous().clone()
+        return tensor.movedim(channel_dim, -1).contiguous().clone().movedim(-1, channel_dim)
+    if layout == "sliced":
+        if tensor.dim() == 0:
+            return tensor.clone()
+        sizes = [*tensor.shape[:-1], 2 * tensor.shape[-1] + 1]
+        storage = torch.full([sizes[0] + 1, *sizes[1:]] if tensor.dim() > 1 else sizes, float("nan")).to(tensor)
+        view = storage[1:, ..., 1::2] if tensor.dim() > 1 else storage[1::2]
+        return view.copy_(tensor)
+    if layout == "expanded":
+        if tensor.dim() < 2 or tensor.shape[expand_dim] == 0:
+            return tensor.contiguous().clone()
+        return tensor.narrow(expand_dim, 0, 1).clone().expand(tensor.shape)
+    if layout == "transposed":
+        return tensor.transpose(-1, -2).contiguous().clone().transpose(-1, -2) if tensor.dim() > 1 else tensor.clone()
+    raise ValueError(f"layout {layout!r} is none of {LAYOUTS}")
+
+
+def draw(shape: tuple[int, ...], values: str, generator: torch.Generator) -> Tensor:
+    """Random float64 values of one kind.
+
+    Args:
+        shape: any shape.
+        values: ``normal``; ``integers`` (-4 to 4 without 0); ``ties`` (a few values, 0.0 and -0.0 among them);
+            ``nonfinite`` (normal, about one in forty NaN, inf or -inf, at least one of each);
+            ``minus_inf`` (normal, seven of ten -inf); ``large_mean`` (1e4 +- 1); ``huge`` (1e30 times normal).
+        generator: source of randomness, on the CPU.
+    """
+    normal = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if values == "normal":
+        return normal
+    if values == "integers":
+        magnitude = torch.randint(1, 5, shape, generator=generator)
+        sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        return (magnitude * sign).double()
+    if values == "ties":
+        pool = torch.tensor([-1.0, -0.0, 0.0, 0.5, 0.5, 0.5], dtype=torch.float64)
+        return pool[torch.randint(0, len(pool), shape, generator=generator)]
+    if values == "nonfinite":
+        flat = normal.flatten()
+        count = max(3, flat.numel() // 40)
+        places = torch.randperm(flat.numel(), generator=generator)[:count]
+        kinds = torch.tensor([float("nan"), float("inf"), float("-inf")], dtype=torch.float64)
+        flat[places] = kinds[torch.arange(len(places)) % 3]
+        return flat.view(shape)
+    if values == "minus_inf":
+        return normal.masked_fill(torch.rand(shape, generator=generator) < 0.7, float("-inf"))
+    if values == "large_mean":
+        return 1e4 + normal
+    if values == "huge":
+        return 1e30 * normal
+    raise ValueError(f"unknown kind of values: {values!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What every op's case has.
+
+    Attributes:
+        id: name in test ids, unique within the op.
+        small: cheap enough for the emulator in every dtype and layout.
+        crosses_tile: larger than a kernel's tile; the emulator runs it too.
+        values: kind of values of the first input, see ``draw``.
+        dtypes: the dtypes in which these values mean something.
+    """
+
+    op: ClassVar[str]
+    differentiable: ClassVar[tuple[str, ...]]
+    id: str
+    small: bool = False
+    crosses_tile: bool = False
+    values: str = "normal"
+    dtypes: tuple[torch.dtype, ...] = ALL_DTYPES
+
+    def make_inputs(
+        self, dtype: torch.dtype, device: torch.device | str, layout: str, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Fresh tensors by argument name, rounded to ``dtype``, laid out, none requiring a gradient."""
+        raise NotImplementedError
+
+    def apply(self, functional: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Calls the op of ``functional``, a namespace with torch's signatures; returns all its outputs."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.id
+
+
+Pair = int | tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv2dCase(Case):
+    """input [N, C, H, W] or [C, H, W]; weight [filters, C / groups, *kernel]; bias [filters]."""
+
+    op: ClassVar[str] = "conv2d"
+    differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
+    shape: tuple[int, ...]
+    filters: int
+    kernel: tuple[int, int]
+    stride: Pair = 1
+    padding: Pair | str = 0
+    dilation: Pair = 1
+    groups: int = 1
+    bias: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        channels = self.shape[-3] // self.groups
+        # Finite weights: what 0 * inf in the padding should be is defined by no one.
+        weight_values = self.values if self.values == "integers" else "normal"
+        inputs = {
+            "input": draw(self.shape, self.values, generator),
+            "weight": draw((self.filters, channels, *self.kernel), weight_values, generator),
+        }
+        if self.bias:
+            inputs["bias"] = draw((self.filters,), weight_values, generator)
+        return {
+            name: lay_out(tensor.to(dtype).to(device), layout, channel_dim=0 if tensor.dim() == 3 else 1)
+            for name, tensor in inputs.items()
+        }
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        return (functional.conv2d(inputs["input"], inputs["weight"], inputs.get("bias"), **self.options),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool2dCase(Case):
+    """input [N, C, H, W] or [C, H, W]; ``stride`` None is the kernel's size."""
+
+    op: ClassVar[str] = "max_pool2d"
+    differentiable: ClassVar[tuple[str, ...]] = ("input",)
+    shape: tuple[int, ...]
+    kernel: Pair
+    stride: Pair | None = None
+    padding: Pair = 0
+    dilation: Pair = 1
+    ceil_mode: bool = False
+    return_indices: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return {
+            "kernel_size": self.kernel,
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "ceil_mode": self.ceil_mode,
+        }
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        values = draw(self.shape, self.values, generator).to(dtype).to(device)
+        return {"input": lay_out(values, layout, channel_dim=len(self.shape) - 3)}
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        out = functional.max_pool2d(inputs["input"], return_indices=self.return_indices, **self.options)
+        return tuple(out) if self.return_indices else (out,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNormCase(Case):
+    """input [N, C, ...] of rank 2 to 5; weight, bias and running statistics [C].
+
+    ``mixed`` keeps the parameters and the running statistics in float32 beside an input of a half dtype.
+    """
+
+    op: ClassVar[str] = "batch_norm"
+    differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
+    shape: tuple[int, ...]
+    training: bool = True
+    affine: bool = True
+    track: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+    mixed: bool = False
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        channels = self.shape[1]
+        param_dtype = torch.float32 if self.mixed and dtype in (torch.bfloat16, torch.float16) else dtype
+        inputs = {"input": draw(self.shape, self.values, generator).to(dtype)}
+        if self.affine:
+            inputs["weight"] = draw((channels,), "normal", generator).to(param_dtype)
+            inputs["bias"] = draw((channels,), "normal", generator).to(param_dtype)
+        if self.track or not self.training:
+            mean = draw((channels,), "normal", generator)
+            inputs["running_mean"] = (mean + 1e4 if self.values == "large_mean" else mean).to(param_dtype)
+            variance = 0.5 + torch.rand((channels,), generator=generator, dtype=torch.float64)
+            inputs["running_var"] = variance.to(param_dtype)
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        # Repeating a channel keeps its variance; repeating a sample would not for inputs of rank 2.
+        return {
+            name: lay_out(tensor, layout, expand_dim=1 if name == "input" else 0) for name, tensor in inputs.items()
+        }
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        return (
+            functional.batch_norm(
+                inputs["input"],
+                inputs.get("running_mean"),
+                inputs.get("running_var"),
+                inputs.get("weight"),
+                inputs.get("bias"),
+                training=self.training,
+                momentum=self.momentum,
+                eps=self.eps,
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LstmCellCase(Case):
+    """input [N, I]; hx, cx [N, H]; w_ih [4H, I]; w_hh [4H, H]; b_ih, b_hh [4H].
+
+    ``through`` names the outputs through which the gradient comes: ``both``, ``h`` or ``c``.
+    """
+
+    op: ClassVar[str] = "lstm_cell"
+    differentiable: ClassVar[tuple[str, ...]] = ("input", "hx", "cx", "w_ih", "w_hh", "b_ih", "b_hh")
+    rows: int
+    input_size: int
+    hidden_size: int
+    bias: bool = True
+    through: str = "both"
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        n, i, h = self.rows, self.input_size, self.hidden_size
+        inputs = {
+            "input": draw((n, i), self.values, generator),
+            "hx": draw((n, h), "normal", generator),
+            # Only the cell state may be huge: huge gates would saturate every unit and hide the rest.
+            "cx": draw((n, h), self.values, generator),
+            "w_ih": draw((4 * h, i), "normal", generator) / max(i, 1) ** 0.5,
+            "w_hh": draw((4 * h, h), "normal", generator) / max(h, 1) ** 0.5,
+        }
+        if self.values == "huge":
+            inputs["input"] = draw((n, i), "normal", generator)
+        if self.bias:
+            inputs["b_ih"] = draw((4 * h,), "normal", generator)
+            inputs["b_hh"] = draw((4 * h,), "normal", generator)
+        return {name: lay_out(tensor.to(dtype).to(device), layout) for name, tensor in inputs.items()}
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        return tuple(
+            functional.lstm_cell(
+                inputs["input"],
+                (inputs["hx"], inputs["cx"]),
+                inputs["w_ih"],
+                inputs["w_hh"],
+                inputs.get("b_ih"),
+                inputs.get("b_hh"),
+            )
+        )
+
+
+def _conv(id: str, shape: tuple[int, ...], filters: int, kernel: tuple[int, int], **options: Any) -> Conv2dCase:
+    return Conv2dCase(id=id, shape=shape, filters=filters, kernel=kernel, **options)
+
+
+CONV2D = (
+    # The smallest ones.
+    _conv("1x1", (2, 3, 4, 5), 4, (1, 1), small=True),
+    _conv("3x3", (2, 3, 6, 7), 5, (3, 3), padding=1, small=True),
+    _conv("no_bias", (2, 3, 6, 7), 5, (3, 3), bias=False, small=True),
+    _conv("one_of_everything", (1, 1, 1, 1), 1, (1, 1), small=True),
+    _conv("one_output", (2, 40, 3, 3), 3, (3, 3), small=True),  # two GEMM rows
+    _conv("single_row", (1, 5, 1, 9), 7, (1, 3), small=True),
+    _conv("unbatched", (3, 6, 5), 4, (3, 2), padding=1, small=True),
+    _conv("batch_0", (0, 3, 5, 5), 4, (3, 3), padding=1, small=True),
+    _conv("batch_1", (1, 2, 5, 5), 3, (2, 2), small=True),
+    # Wider than 64 and than 128 in each dimension of the three matrix products, and dividing neither.
+    _conv("wide_everywhere", (2, 15, 12, 13), 131, (3, 3), padding=1, crosses_tile=True),
+    _conv("wide_rows", (3, 2, 17, 19), 3, (3, 3), crosses_tile=True),
+    _conv("wide_filters", (1, 3, 3, 5), 197, (2, 2), crosses_tile=True),
+    _conv("wide_channels", (1, 133, 4, 5), 6, (3, 3), padding=1, crosses_tile=True),
+    _conv("wide_1x1", (2, 70, 9, 9), 67, (1, 1), crosses_tile=True),
+    _conv("tile_65", (1, 65, 5, 13), 65, (1, 1), crosses_tile=True),
+    _conv("tile_exact", (1, 16, 8, 16), 64, (2, 2), padding=0, crosses_tile=True),
+    _conv("wide_image", (1, 3, 5, 300), 4, (3, 5), padding=(1, 2)),
+    _conv("tall_image", (1, 3, 300, 5), 4, (5, 3), padding=(2, 1)),
+    _conv("many_images", (37, 3, 8, 8), 10, (3, 3), padding=1),
+    _conv("first_layer", (2, 3, 32, 32), 16, (7, 7), stride=2, padding=3),
+    # Channels that no vector width divides.
+    _conv("channels_7_to_9", (2, 7, 6, 6), 9, (3, 3), padding=1, small=True),
+    _conv("channels_17_to_33", (2, 17, 7, 7), 33, (3, 3), padding=1),
+    # Channels that they do divide.
+    _conv("channels_16_to_32", (1, 16, 5, 6), 32, (3, 3), padding=1, crosses_tile=True),
+    _conv("depthwise_16", (2, 16, 6, 7), 16, (3, 3), groups=16, padding=1, small=True),
+    # Long sums: 540 terms forward, 1152 in the gradient of the input, which kernels may split and add up again.
+    _conv("deep", (1, 60, 4, 5), 128, (3, 3), padding=1, crosses_tile=True),
+    # So many groups of 66 x 66 x 66 that the largest tiles alone fill a GPU; in the types that have such tiles.
+    _conv(
+        "groups_132_of_66",
+        (1, 132 * 66, 1, 66),
+        132 * 66,
+        (1, 1),
+        groups=132,
+        crosses_tile=True,
+        dtypes=(torch.float32, torch.bfloat16),
+    ),
+    # Stride, padding, dilation.
+    _conv("stride_2", (2, 3, 9, 10), 4, (3, 3), stride=2, padding=1, small=True),
+    _conv("stride_uncovered", (2, 3, 12, 11), 4, (3, 3), stride=(4, 5), small=True),
+    _conv("stride_over_kernel", (2, 3, 10, 11), 4, (1, 1), stride=3, small=True),
+    _conv("stride_mixed", (2, 3, 11, 12), 4, (3, 4), stride=(2, 3), padding=(1, 2), small=True),
+    _conv("dilation_2", (2, 3, 9, 9), 4, (3, 3), dilation=2, padding=2, small=True),
+    _conv("dilation_mixed", (1, 2, 13, 12), 3, (3, 2), dilation=(3, 4), stride=(2, 1), padding=(2, 0), small=True),
+    _conv("padding_over_kernel", (1, 2, 4, 4), 3, (2, 2), padding=(3, 5), small=True),
+    _conv("kernel_1x5", (2, 3, 5, 8), 4, (1, 5), padding=(0, 2), small=True),
+    _conv("kernel_7x1", (2, 3, 9, 4), 4, (7, 1), padding=(3, 0), small=True),
+    _conv("kernel_2x3", (2, 3, 6, 7), 4, (2, 3), small=True),
+    _conv("kernel_11x11", (1, 2, 15, 14), 3, (11, 11), padding=5),
+    _conv("kernel_whole", (2, 3, 6, 5), 4, (6, 5)),
+    _conv("same_even", (2, 3, 6, 7), 4, (2, 4), padding="same", small=True),
+    _conv("same_even_dilated", (2, 3, 9, 8), 4, (4, 2), padding="same", dilation=(1, 3), small=True),
+    _conv("same_odd", (2, 3, 6, 7), 4, (3, 5), padding="same", small=True),
+    _conv("valid", (2, 3, 6, 7), 4, (3, 3), padding="valid", stride=2, small=True),
+    # Groups.
+    _conv("groups_2", (2, 6, 6, 5), 4, (3, 3), groups=2, padding=1, small=True),
+    _conv("groups_3_uneven", (2, 9, 5, 6), 15, (2, 3), groups=3, stride=2, small=True),
+    _conv("groups_wide", (1, 140, 5, 5), 138, (3, 3), groups=2, padding=1, crosses_tile=True),
+    _conv("depthwise", (2, 7, 8, 9), 7, (3, 3), groups=7, padding=1, small=True),
+    _conv("depthwise_double", (2, 5, 8, 7), 10, (3, 3), groups=5, stride=2, padding=1, small=True),
+    _conv("depthwise_dilated", (1, 6, 9, 9), 6, (3, 3), groups=6, dilation=2, padding=2, small=True),
+    _conv("depthwise_wide", (1, 67, 9, 17), 67, (5, 5), groups=67, padding=2, crosses_tile=True),
+    # Values.
+    _conv("integers", (2, 5, 7, 6), 6, (3, 3), padding=1, values="integers", small=True),
+    _conv("integers_wide", (2, 15, 9, 11), 70, (3, 3), stride=2, values="integers", crosses_tile=True),
+    _conv("integers_grouped", (2, 8, 7, 7), 12, (3, 3), groups=4, padding=1, values="integers", small=True),
+    _conv("nonfinite", (2, 5, 8, 9), 6, (3, 3), padding=1, values="nonfinite", small=True),
+    _conv("nonfinite_strided", (2, 3, 10, 9), 5, (2, 2), stride=3, values="nonfinite", small=True),
+    _conv("huge", (2, 3, 6, 6), 4, (3, 3), values="huge", dtypes=WIDE_RANGE, small=True),
+)
+
+
+def _pool(id: str, shape: tuple[int, ...], kernel: Pair, **options: Any) -> MaxPool2dCase:
+    return MaxPool2dCase(id=id, shape=shape, kernel=kernel, **options)
+
+
+MAX_POOL2D = (
+    _pool("2x2", (2, 3, 6, 8), 2, small=True),
+    _pool("2x2_odd", (2, 3, 7, 9), 2, small=True),
+    _pool("3x3_stride_2", (2, 5, 9, 11), 3, stride=2, padding=1, small=True),
+    _pool("overlapping", (2, 3, 8, 9), 3, stride=1, padding=1, small=True),
+    _pool("ceil", (2, 3, 8, 9), 3, stride=2, ceil_mode=True, small=True),
+    _pool("ceil_padded", (1, 2, 6, 7), (3, 4), stride=(2, 3), padding=(1, 2), ceil_mode=True, small=True),
+    _pool("ceil_last_dropped", (1, 2, 5, 5), 2, stride=4, padding=1, ceil_mode=True, small=True),
+    _pool("dilation", (2, 3, 9, 10), 2, stride=1, dilation=(2, 3), small=True),
+    _pool("dilation_padded", (2, 3, 11, 10), 3, stride=2, padding=1, dilation=2, small=True),
+    _pool("stride_uncovered", (2, 3, 11, 12), 2, stride=(4, 5), small=True),
+    _pool("stride_mixed", (2, 3, 9, 10), (2, 3), stride=(1, 2), padding=(0, 1), small=True),
+    _pool("kernel_1", (2, 3, 4, 5), 1, small=True),
+    _pool("kernel_1x3", (2, 3, 4, 7), (1, 3), stride=(1, 2), small=True),
+    _pool("whole_plane", (2, 3, 5, 6), (5, 6), small=True),
+    _pool("one_of_everything", (1, 1, 1, 1), 1, small=True),
+    _pool("unbatched", (3, 7, 6), 2, small=True),
+    _pool("batch_0", (0, 3, 6, 6), 2, small=True),
+    _pool("one_row", (1, 3, 1, 40), (1, 2), small=True),
+    _pool("offsets_of_two_bytes", (1, 2, 20, 19), (17, 16), stride=1, crosses_tile=True),
+    _pool("wide_row", (1, 3, 5, 301), (2, 3), stride=2, padding=(0, 1), crosses_tile=True),
+    _pool("wide_channels", (1, 131, 6, 5), 3, stride=2, padding=1, crosses_tile=True),
+    _pool("many_planes", (5, 67, 6, 6), 2, crosses_tile=True),
+    _pool("channels_16", (2, 16, 7, 6), 3, stride=2, padding=1, small=True),
+    _pool("channels_16_ties", (1, 16, 7, 6), 2, stride=1, values="ties", small=True),
+    _pool("channels_16_nonfinite", (2, 16, 5, 6), 2, values="nonfinite", return_indices=True, small=True),
+    _pool("channels_17", (2, 17, 9, 9), 3, stride=2, small=True),
+    _pool("resnet_stem", (1, 64, 28, 28), 3, stride=2, padding=1),
+    _pool("ties", (2, 3, 8, 9), 3, stride=2, padding=1, values="ties", small=True),
+    _pool("ties_overlapping", (2, 9, 8, 9), 3, stride=1, values="ties", small=True),
+    _pool("ties_wide", (1, 70, 12, 13), 2, values="ties", crosses_tile=True),
+    _pool("nonfinite", (2, 5, 9, 9), 2, values="nonfinite", small=True),
+    _pool("nonfinite_overlapping", (2, 3, 8, 9), 3, stride=1, padding=1, values="nonfinite", small=True),
+    _pool("minus_inf", (2, 5, 8, 9), 2, padding=1, values="minus_inf", small=True),
+    _pool("minus_inf_dilated", (2, 3, 9, 9), 2, stride=2, padding=1, dilation=2, values="minus_inf", small=True),
+    _pool("huge", (2, 3, 6, 7), 2, values="huge", dtypes=WIDE_RANGE, small=True),
+    _pool("integers", (2, 3, 9, 8), 3, stride=1, values="integers", small=True),
+    _pool("indices", (2, 3, 8, 7), 3, stride=2, padding=1, return_indices=True, small=True),
+    _pool("indices_ties", (2, 3, 8, 7), 3, stride=2, return_indices=True, values="ties", small=True),
+    _pool("indices_nonfinite", (2, 3, 8, 7), 2, return_indices=True, values="nonfinite", small=True),
+    _pool("indices_minus_inf", (1, 3, 8, 7), 2, padding=1, return_indices=True, values="minus_inf", small=True),
+    _pool("indices_unbatched", (3, 8, 7), 2, return_indices=True, ceil_mode=True, small=True),
+    _pool("indices_wide", (1, 33, 9, 140), 3, stride=2, padding=1, return_indices=True, crosses_tile=True),
+)
+
+
+def _norm(id: str, shape: tuple[int, ...], **options: Any) -> BatchNormCase:
+    return BatchNormCase(id=id, shape=shape, **options)
+
+
+BATCH_NORM = (
+    _norm("2d", (6, 5), small=True),
+    _norm("2d_two_rows", (2, 3), small=True),
+    _norm("2d_wide", (9, 261), crosses_tile=True),
+    _norm("2d_tall", (700, 3), crosses_tile=True),
+    _norm("3d", (4, 7, 9), small=True),
+    _norm("3d_two_values", (1, 5, 2), small=True),
+    _norm("4d", (3, 5, 4, 6), small=True),
+    _norm("4d_batch_1", (1, 4, 5, 7), small=True),
+    _norm("4d_batch_0", (0, 4, 5, 7), small=True),
+    _norm("4d_one_channel", (3, 1, 5, 5), small=True),
+    _norm("4d_one_pixel", (5, 67, 1, 1), crosses_tile=True),
+    _norm("2d_channels_64", (33, 64), small=True),
+    _norm("4d_channels_16", (3, 16, 5, 4), small=True),
+    _norm("4d_channels_17", (3, 17, 5, 7), small=True),
+    _norm("4d_channels_131", (2, 131, 3, 5), crosses_tile=True),
+    _norm("4d_large_plane", (2, 2, 41, 43), crosses_tile=True),
+    _norm("4d_many_values", (3, 3, 67, 71)),
+    _norm("4d_resnet", (4, 64, 14, 14)),
+    _norm("5d", (2, 3, 4, 5, 3), small=True),
+    _norm("no_affine", (3, 5, 4, 6), affine=False, small=True),
+    _norm("no_track", (3, 5, 4, 6), track=False, small=True),
+    _norm("momentum_1", (3, 5, 4), momentum=1.0, small=True),
+    _norm("momentum_0", (3, 5, 4), momentum=0.0, small=True),
+    _norm("eps_0.1", (3, 5, 4), eps=0.1, small=True),
+    _norm("mixed", (3, 5, 4, 6), mixed=True, small=True),
+    _norm("mixed_wide", (3, 130, 7, 5), mixed=True, crosses_tile=True),
+    _norm("large_mean", (4, 3, 8, 9), values="large_mean", dtypes=PRECISE, small=True),
+    _norm("large_mean_2d", (64, 5), values="large_mean", dtypes=PRECISE, small=True),
+    _norm("large_mean_many", (3, 2, 51, 53), values="large_mean", dtypes=PRECISE, crosses_tile=True),
+    _norm("nonfinite", (2, 9, 5, 4), values="nonfinite", small=True),
+    _norm("eval_2d", (6, 5), training=False, small=True),
+    _norm("eval_4d", (3, 5, 4, 6), training=False, small=True),
+    _norm("eval_5d", (2, 3, 4, 5, 3), training=False, small=True),
+    _norm("eval_one_value", (1, 3, 1, 1), training=False, small=True),
+    _norm("eval_batch_0", (0, 3, 4, 4), training=False, small=True),
+    _norm("eval_no_affine", (3, 5, 4, 6), training=False, affine=False, small=True),
+    _norm("eval_mixed", (3, 5, 4, 6), training=False, mixed=True, small=True),
+    _norm("eval_wide", (2, 131, 9, 7), training=False, crosses_tile=True),
+    _norm("eval_nonfinite", (2, 9, 5, 4), training=False, values="nonfinite", small=True),
+    _norm("eval_huge", (3, 5, 4, 6), training=False, values="huge", dtypes=WIDE_RANGE, small=True),
+    _norm("eval_large_mean", (3, 5, 4, 6), training=False, values="large_mean", dtypes=PRECISE, small=True),
+)
+
+
+def _lstm(id: str, rows: int, input_size: int, hidden_size: int, **options: Any) -> LstmCellCase:
+    return LstmCellCase(id=id, rows=rows, input_size=input_size, hidden_size=hidden_size, **options)
+
+
+LSTM_CELL = (
+    _lstm("2x3x4", 2, 3, 4, small=True),
+    _lstm("no_bias", 2, 3, 4, bias=False, small=True),
+    _lstm("through_h", 3, 5, 6, through="h", small=True),
+    _lstm("through_c", 3, 5, 6, through="c", small=True),
+    _lstm("through_c_no_bias", 3, 5, 7, through="c", bias=False, small=True),
+    _lstm("hidden_odd", 5, 7, 13, small=True),
+    _lstm("hidden_32", 3, 8, 32, small=True),
+    _lstm("hidden_1", 3, 2, 1, small=True),
+    _lstm("one_of_everything", 1, 1, 1, small=True),
+    _lstm("batch_0", 0, 4, 5, small=True),
+    _lstm("batch_0_no_bias", 0, 4, 5, bias=False, small=True),
+    _lstm("batch_1", 1, 6, 9, small=True),
+    _lstm("many_rows", 301, 3, 5, crosses_tile=True),
+    _lstm("wide_hidden", 6, 9, 261, crosses_tile=True),
+    _lstm("wide_both", 70, 33, 67, crosses_tile=True),
+    _lstm("wide_input", 4, 300, 17),
+    _lstm("characters", 64, 65, 128),
+    _lstm("nonfinite", 6, 5, 7, values="nonfinite", small=True),
+    _lstm("huge_cell", 4, 5, 7, values="huge", dtypes=WIDE_RANGE, small=True),
+)
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "conv2d": CONV2D,
+    "max_pool2d": MAX_POOL2D,
+    "batch_norm": BATCH_NORM,
+    "lstm_cell": LSTM_CELL,
+}

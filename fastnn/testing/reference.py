@@ -1,0 +1,215 @@
+"""Float64 oracles: each op written out by its formula in plain, differentiable torch, on the CPU.
+
+They share no kernel with what they judge: convolution is one matrix product of gathered patches, max pooling a
+sequential scan of the window, batch normalisation and the LSTM cell their textbook formulas. Autograd through
+them gives first and second derivatives. Speed is of no account.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width from one number or two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def conv2d_padding(
+    padding: int | tuple[int, int] | str, kernel: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right). ``same`` puts the odd row or column at the end, as torch does."""
+    if padding == "valid":
+        return (0, 0, 0, 0)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
+    height, width = pair(padding)
+    return (height, height, width, width)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """y[n, k, o] = bias[k] + sum over c of k's group and r of x[n, c, o * stride + r * dilation - pad] w[k, c, r].
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        weight: [K, C / groups, R, S].
+        bias: [K] or None.
+        stride: as in ``torch.nn.functional.conv2d``, as are the next three.
+        padding: one number, two, ``same`` or ``valid``.
+        dilation: distance between taps.
+        groups: number of groups.
+
+    Returns:
+        [N, K, H', W'] or [K, H', W'].
+    """
+    if input.dim() == 3:
+        return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
+    stride, dilation = pair(stride), pair(dilation)
+    filters, channels, *kernel = weight.shape
+    top, bottom, left, right = conv2d_padding(padding, tuple(kernel), dilation)
+    x = F.pad(input, (left, right, top, bottom))
+    batch = x.shape[0]
+    height = (x.shape[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (x.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    taps = [
+        x[
+            :,
+            :,
+            i : i + (height - 1) * stride[0] + 1 : stride[0],
+            j : j + (width - 1) * stride[1] + 1 : stride[1],
+        ]
+        for i in range(0, kernel[0] * dilation[0], dilation[0])
+        for j in range(0, kernel[1] * dilation[1], dilation[1])
+    ]
+    # [groups, channels * taps, batch * positions]
+    patches = torch.stack(taps, 2).flatten(3).permute(1, 2, 0, 3).reshape(groups, channels * len(taps), -1)
+    y = weight.reshape(groups, filters // groups, channels * len(taps)) @ patches
+    y = y.reshape(filters, batch, height, width).transpose(0, 1)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def pool_out_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
+    """Output size of one dimension; with ``ceil_mode`` the last window must begin inside input or left padding."""
+    span = size + 2 * pad - dilation * (kernel - 1) - 1
+    out = -(-span // stride) + 1 if ceil_mode else span // stride + 1
+    return out - 1 if ceil_mode and (out - 1) * stride >= size + pad else out
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Maximum of each window and its place.
+
+    The window is scanned row by row. The first position inside the input is taken; after it a position is
+    taken when its value is greater or is NaN. So the first of equals wins (0.0 equals -0.0), the last NaN wins,
+    and a window of -inf yields its first position. Every window must have a position inside the input.
+
+    Args:
+        input: [N, C, H, W] or [C, H, W].
+        kernel_size: as in ``torch.nn.functional.max_pool2d``, as are the next four.
+        stride: None for the kernel's size.
+        padding: positions that take no part, before and after.
+        dilation: distance between a window's places.
+        ceil_mode: whether the last window may hang over the end.
+
+    Returns:
+        values and int64 indices into the flattened plane [H * W], both [..., H', W'].
+    """
+    kernel, dilation, pad = pair(kernel_size), pair(dilation), pair(padding)
+    stride = kernel if stride is None else pair(stride)
+    height, width = input.shape[-2:]
+    out = [
+        pool_out_size(size, k, s, p, d, ceil_mode)
+        for size, k, s, p, d in zip((height, width), kernel, stride, pad, dilation, strict=True)
+    ]
+    plane = input.detach().flatten(-2)
+    rows = torch.arange(out[0])[:, None] * stride[0] - pad[0]
+    columns = torch.arange(out[1])[None, :] * stride[1] - pad[1]
+    best = torch.full((*input.shape[:-2], *out), float("-inf"), dtype=input.dtype)
+    place = torch.full(best.shape, -1, dtype=torch.int64)
+    for r in range(kernel[0]):
+        for s in range(kernel[1]):
+            i, j = rows + r * dilation[0], columns + s * dilation[1]
+            inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)
+            index = (i.clamp(0, height - 1) * width + j.clamp(0, width - 1)).expand(best.shape)
+            value = plane.gather(-1, index.flatten(-2)).view(best.shape)
+            take = inside & ((place < 0) | (value > best) | value.isnan())
+            best = torch.where(take, value, best)
+            place = torch.where(take, index, place)
+    values = input.flatten(-2).gather(-1, place.flatten(-2)).view(best.shape)
+    return values, place
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Y = weight * (x - mean) / sqrt(var + eps) + bias per channel (Ioffe and Szegedy 2015).
+
+    Args:
+        input: [N, C, ...].
+        running_mean: [C] or None; not modified.
+        running_var: [C] or None; not modified.
+        weight: [C] or None.
+        bias: [C] or None.
+        training: take mean and (biased) variance from the batch, and move the running statistics, the variance
+            unbiased.
+        momentum: share of this batch in the new running statistics.
+        eps: added to the variance.
+
+    Returns:
+        y [N, C, ...] and the new running statistics [C], the old ones where they do not move.
+    """
+    axes = [0, *range(2, input.dim())]
+    shape = [1, -1] + [1] * (input.dim() - 2)
+    if training and input.numel():
+        mean = input.mean(axes)
+        centred = input - mean.view(shape)
+        var = (centred * centred).mean(axes)
+        count = input.numel() // input.shape[1]
+        if running_mean is not None:
+            running_mean = (1 - momentum) * running_mean + momentum * mean.detach()
+        if running_var is not None:
+            running_var = (1 - momentum) * running_var + momentum * var.detach() * (count / (count - 1))
+    elif training:
+        centred, var = input, input.new_zeros(input.shape[1])
+    else:
+        centred, var = input - running_mean.view(shape), running_var
+    y = centred / (var + eps).sqrt().view(shape)
+    if weight is not None:
+        y = y * weight.view(shape)
+    if bias is not None:
+        y = y + bias.view(shape)
+    return y, running_mean, running_var
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM (Hochreiter and Schmidhuber 1997; forget gate of Gers et al. 2000).
+
+    Args:
+        input: [N, I].
+        hx: hidden and cell state, [N, H] each.
+        w_ih: [4H, I], gates in the order i, f, g, o.
+        w_hh: [4H, H], likewise.
+        b_ih: [4H] or None.
+        b_hh: [4H] or None.
+
+    Returns:
+        the new hidden and cell state, [N, H] each.
+    """
+    hidden, cell = hx
+    gates = input @ w_ih.T + hidden @ w_hh.T
+    for bias in (b_ih, b_hh):
+        gates = gates if bias is None else gates + bias
+    i, f, g, o = gates.unflatten(1, (4, hidden.shape[1])).unbind(1)
+    cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(cell), cell
