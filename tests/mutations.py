@@ -1,0 +1,402 @@
+"""Plants one deliberate bug at a time in a copy of the sources and demands that the suite goes red.
+
+    python tests/mutations.py                  # all of them, about a minute or two each on two cores
+    python tests/mutations.py --list
+    python tests/mutations.py --only NAME ...  # names, or parts of names
+    python tests/mutations.py --work DIR       # keeps the copy and its build there, so that the next run is quick
+
+A mutation replaces a piece of one file. Its text must occur exactly once there (any run of white space matches any
+other), so that a mutation which no longer fits its kernel is an error and not a silent success. Each names the tests
+that must catch it; those are first run on the copy as it is, and must pass. Only what the mutation touches is built
+again: the CUDA kernels under the emulator, or the extension.
+
+Exit status: 0 when every mutation was caught, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("csrc", "fastnn", "tests", "CMakeLists.txt", "pyproject.toml")
+EXTENSION, EMULATOR = "_C", "fastnn_emulator"
+TEST_SECONDS = 900  # a mutation may make a test hang
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One planted bug.
+
+    Attributes:
+        name: for the command line.
+        what: what the bug is, in words.
+        file: path below the repository's root.
+        find: text that occurs once in it, whatever its white space.
+        replace: what stands there instead.
+        target: CMake target to build again.
+        tests: files below tests/.
+        select: pytest's -k expression: the tests that must catch it.
+    """
+
+    name: str
+    what: str
+    file: str
+    find: str
+    replace: str
+    target: str
+    tests: str
+    select: str
+
+    def apply(self, text: str) -> str:
+        pattern = r"\s+".join(re.escape(word) for word in self.find.split())
+        found = re.findall(pattern, text)
+        if len(found) != 1:
+            raise SystemExit(f"{self.name}: its text occurs {len(found)} times in {self.file}, expected once")
+        return re.sub(pattern, lambda _: self.replace, text)
+
+
+POOL, NORM, CELL, CONV = "test_max_pool2d.py", "test_batch_norm.py", "test_lstm_cell.py", "test_conv2d.py"
+GEMM = "csrc/cuda/conv_implicit_gemm.cuh"
+VALUES = "emulated and test_values_and_gradients and float32"
+
+MUTATIONS = (
+    Mutation(
+        "pool_tie",
+        "the last of equal values wins",
+        "csrc/cuda/max_pool.cu",
+        "v > best[k] || v != v",
+        "v >= best[k] || v != v",
+        EMULATOR,
+        POOL,
+        VALUES,
+    ),
+    Mutation(
+        "pool_nan",
+        "NaN loses against every number",
+        "csrc/cuda/max_pool.cu",
+        "v > best[k] || v != v",
+        "v > best[k]",
+        EMULATOR,
+        POOL,
+        VALUES,
+    ),
+    Mutation(
+        "pool_gather_offset",
+        "the gather takes an offset's row for its column",
+        "csrc/cuda/max_pool.cu",
+        "const int64_t rw = by_kernel_width.digit(rd), rh = by_kernel_height.digit(rd);",
+        "const int64_t rh = by_kernel_width.digit(rd), rw = by_kernel_height.digit(rd);",
+        EMULATOR,
+        POOL,
+        "emulated and test_second_derivatives and float32",
+    ),
+    Mutation(
+        "pool_last_window",
+        "backward forgets the last of overlapping windows",
+        "csrc/cuda/max_pool.cu",
+        "c.last = last < out_size ? last : out_size - 1;",
+        "c.last = last < out_size ? last : out_size - 2;",
+        EMULATOR,
+        POOL,
+        VALUES,
+    ),
+    Mutation(
+        "block_reduce_barrier",
+        "a block's reduction reads the warps' sums without a barrier",
+        "csrc/cuda/reduce.cuh",
+        "if (lane == 0) scratch[warp] = value; __syncthreads();",
+        "if (lane == 0) scratch[warp] = value;",
+        EMULATOR,
+        NORM,
+        VALUES,
+    ),
+    Mutation(
+        "column_reduce_barrier",
+        "a column's reduction reads the other rows' sums without a barrier",
+        "csrc/cuda/reduce.cuh",
+        "threadIdx.y < 2 * rows) *mine = value; __syncthreads();",
+        "threadIdx.y < 2 * rows) *mine = value;",
+        EMULATOR,
+        NORM,
+        VALUES,
+    ),
+    Mutation(
+        "gemm_barrier",
+        "the matrix product multiplies a tile while it is being stored",
+        GEMM,
+        "`step` was fetched } __syncthreads();",
+        "`step` was fetched\n      }",
+        EMULATOR,
+        CONV,
+        VALUES,
+    ),
+    Mutation(
+        "gemm_last_column",
+        "the last column of every full tile is lost",
+        GEMM,
+        "cols - col0 < kBlockN ? cols - col0 : kBlockN)",
+        "cols - col0 < kBlockN ? cols - col0 : kBlockN - 1)",
+        EMULATOR,
+        CONV,
+        VALUES + " and (wide or tile)",
+    ),
+    Mutation(
+        "gemm_depth_edge",
+        "the last term of a sum is lost",
+        GEMM,
+        "left < kBlockK ? left : kBlockK)",
+        "left <= kBlockK ? left - 1 : kBlockK)",
+        EMULATOR,
+        CONV,
+        VALUES,
+    ),
+    Mutation(
+        "gemm_last_split",
+        "the last part of a sum that was split is not added",
+        GEMM,
+        "for (int64_t s = 1; s < splits; ++s)",
+        "for (int64_t s = 1; s + 1 < splits; ++s)",
+        EMULATOR,
+        CONV,
+        VALUES,
+    ),
+    Mutation(
+        "group_order",
+        "the groups of the input are taken in the wrong order",
+        GEMM,
+        "b += group * p.b_group;",
+        "b += (p.groups - 1 - group) * p.b_group;",
+        EMULATOR,
+        CONV,
+        VALUES + " and groups",
+    ),
+    Mutation(
+        "running_var_biased",
+        "the running variance is not unbiased",
+        "csrc/cuda/batch_norm_statistics.cuh",
+        "count > 1 ? count - 1 : 1)",
+        "count)",
+        EMULATOR,
+        NORM,
+        VALUES,
+    ),
+    Mutation(
+        "norm_mean_of_gradient",
+        "the gradient of training forgets that the mean depends on x",
+        "csrc/ops/batch_norm_math.h",
+        "-scale * (sum_gy / count)};",
+        "acc_t(0)};",
+        EMULATOR,
+        NORM,
+        VALUES,
+    ),
+    Mutation(
+        "cell_gradient_through_c",
+        "the gradient that comes through c is lost",
+        "csrc/ops/lstm_cell_math.h",
+        "const T dc = grad_cy + grad_hy * v.o * (one - v.tanh_cy * v.tanh_cy);",
+        "const T dc = grad_hy * v.o * (one - v.tanh_cy * v.tanh_cy);",
+        EMULATOR,
+        CELL,
+        VALUES + " and through_c",
+    ),
+    Mutation(
+        "cell_second_derivative",
+        "a wrong sign in the second derivative by the output gate",
+        "csrc/ops/lstm_cell_math.h",
+        "(A * dt + u.o * t * (one - two * v.o))",
+        "(A * dt - u.o * t * (one - two * v.o))",
+        EMULATOR,
+        CELL,
+        "emulated and test_second_derivatives and float32",
+    ),
+    Mutation(
+        "cpu_gates_swapped",
+        "input and forget gate are exchanged",
+        "csrc/cpu/lstm_cell.cpp",
+        "v.i = sigmoid(pre_activation(row, 0, column, count)); v.f = sigmoid(pre_activation(row, 1, column, count));",
+        "v.i = sigmoid(pre_activation(row, 1, column, count)); v.f = sigmoid(pre_activation(row, 0, column, count));",
+        EXTENSION,
+        CELL,
+        "cpu and test_values_and_gradients",
+    ),
+    Mutation(
+        "cpu_naive_variance",
+        "variance as E[x^2] - E[x]^2",
+        "csrc/cpu/batch_norm_sums.h",
+        "first[t] = V::blendv(row, V(0), zero != zero);",
+        "first[t] = V::blendv(V(0), V(0), zero != zero);",
+        EXTENSION,
+        NORM,
+        "cpu and large_mean",
+    ),
+    Mutation(
+        "cpu_running_var_biased",
+        "the running variance is not unbiased",
+        "csrc/cpu/batch_norm.cpp",
+        "move(p.running_var, m.m2 / (count - 1));",
+        "move(p.running_var, m.m2 / count);",
+        EXTENSION,
+        NORM,
+        "cpu and test_values_and_gradients",
+    ),
+    Mutation(
+        "same_padding_side",
+        "an odd total of 'same' padding goes to the beginning",
+        "csrc/bindings/conv.cpp",
+        "pairs.push_back(total / 2); pairs.push_back(total - total / 2);",
+        "pairs.push_back(total - total / 2); pairs.push_back(total / 2);",
+        EXTENSION,
+        CONV,
+        "cpu and same_even",
+    ),
+)
+
+
+class Copy:
+    """A copy of the sources with a build of its own."""
+
+    def __init__(self, work: Path) -> None:
+        self.tree, self.build = work / "tree", work / "build"
+        self.tree.mkdir(parents=True, exist_ok=True)
+        for name in COPIED:
+            self._update(ROOT / name, self.tree / name)
+        self._run(
+            [
+                "cmake",
+                "-G",
+                "Ninja",
+                "-S",
+                str(self.tree),
+                "-B",
+                str(self.build),
+                f"-DPython_EXECUTABLE={sys.executable}",
+                "-DFASTNN_CUDA=off",
+                "-DFASTNN_EMULATOR=on",
+            ]
+        )
+
+    def _update(self, source: Path, target: Path) -> None:
+        """Copies what differs, so that an earlier build stays valid for the rest."""
+        if source.is_dir():
+            for path in source.rglob("*"):
+                if path.is_file() and path.suffix not in (".so", ".pyc") and path.name != "_build.json":
+                    self._update(path, target / path.relative_to(source))
+        elif not target.is_file() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+    def _run(self, command: list[str]) -> None:
+        beside = Path(sys.executable).parent
+        environment = os.environ | {"PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+
+    def make(self, *targets: str) -> None:
+        self._run(["cmake", "--build", str(self.build), "--target", *targets])
+        for library in (
+            *self.build.glob("_C.*so"),
+            *self.build.glob("libfastnn_emulator.so"),
+            self.build / "_build.json",
+        ):
+            shutil.copyfile(library, self.tree / "fastnn" / library.name)
+
+    def test(self, tests: str, select: str) -> str:
+        """``passed``, or how it failed."""
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"tests/{tests}",
+            "-k",
+            select,
+        ]
+        environment = os.environ | {"PYTHONPATH": str(self.tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=self.tree,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=TEST_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return "hung"
+        if done.returncode == 0:
+            return "passed"
+        if done.returncode == 1:
+            return "failed: " + (re.findall(r"^FAILED (\S+)", done.stdout, re.M) or ["?"])[0].split("::", 1)[-1]
+        if done.returncode < 0:
+            return f"crashed with signal {-done.returncode}"
+        raise SystemExit(f"{' '.join(command)} ran no tests:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+
+
+def run(mutations: list[Mutation], work: Path) -> bool:
+    """Builds, plants each mutation, prints a line for each; True when all were caught."""
+    for mutation in mutations:  # all must fit before anything is built
+        mutation.apply((ROOT / mutation.file).read_text(encoding="utf-8"))
+    copy = Copy(work)
+    print("building the copy", flush=True)
+    copy.make(EXTENSION, EMULATOR)
+    for tests, select in sorted({(mutation.tests, mutation.select) for mutation in mutations}):
+        outcome = copy.test(tests, select)
+        if outcome != "passed":
+            raise SystemExit(f"without any mutation {tests} -k '{select}' {outcome}")
+    caught = 0
+    for mutation in mutations:
+        started = time.monotonic()
+        path = copy.tree / mutation.file
+        original = path.read_text(encoding="utf-8")
+        path.write_text(mutation.apply(original), encoding="utf-8")
+        try:
+            copy.make(mutation.target)
+            outcome = copy.test(mutation.tests, mutation.select)
+        finally:
+            path.write_text(original, encoding="utf-8")
+        caught += outcome != "passed"
+        verdict = "SURVIVED" if outcome == "passed" else "caught"
+        print(
+            f"{verdict:8}  {mutation.name:24}  {mutation.what}; {outcome} ({time.monotonic() - started:.0f} s)",
+            flush=True,
+        )
+    print(f"{caught} of {len(mutations)} mutations caught")
+    return caught == len(mutations)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the mutations and stop")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names, or parts of names")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where to keep the copy and its build")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not arguments.only or any(part in m.name for part in arguments.only)]
+    if arguments.list:
+        for mutation in chosen:
+            print(f"{mutation.name:24}  {mutation.file:36}  {mutation.what}")
+        return 0
+    if not chosen:
+        parser.error(f"no mutation is called {arguments.only}")
+    if arguments.work:
+        return 0 if run(chosen, arguments.work.resolve()) else 1
+    with tempfile.TemporaryDirectory(prefix="fastnn-mutations-") as folder:
+        return 0 if run(chosen, Path(folder)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

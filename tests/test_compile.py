@@ -1,0 +1,388 @@
+"""The ops under torch's tracers: opcheck, torch.compile, make_fx, torch.func and autocast. Layers are in
+test_modules.py; here are the functions and the dispatcher's ops beneath them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
+from torch.nn import functional as torch_functional
+
+import fastnn.functional as F
+from fastnn.testing.cases import generator_for
+
+ops = torch.ops.fastnn
+
+
+def t(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = True) -> Tensor:
+    tensor = torch.randn(shape, generator=generator_for("compile", shape), dtype=torch.float64).to(dtype)
+    return tensor.requires_grad_(grad)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous(memory_format=torch.channels_last).requires_grad_(tensor.requires_grad)
+
+
+ONE, NONE = [1, 1], [0, 0, 0, 0]
+STATISTICS = (t(3, grad=False), t(3, grad=False).abs() + 0.5, torch.tensor(4))
+
+
+def offsets_of(x: Tensor) -> Tensor:
+    return ops.max_pool(x.detach(), [2, 2], [2, 2], [0, 0], ONE, False, True, False)[1]
+
+
+def dispatcher_calls() -> list[Any]:
+    x, w, b, g = t(2, 4, 6, 5), t(6, 2, 3, 2), t(6), t(2, 6, 4, 4)
+    image = t(2, 3, 6, 4)
+    gates, hidden, bias = t(2, 12), t(2, 3), t(12)
+    mean, var, count = STATISTICS
+    calls = {
+        "conv2d": (ops.conv2d.default, (x, w, b, [2, 1], [1, 0], [1, 1], 2)),
+        "conv2d-channels_last": (ops.conv2d.default, (channels_last(x), w, None, ONE, ONE, ONE, 2)),
+        "conv2d.padding": (ops.conv2d.padding, (x, w, b, ONE, "same", ONE, 2)),
+        "convolution": (ops.convolution.default, (x, w, b, ONE, [1, 0, 0, 2], ONE, 2)),
+        "convolution_grad_input": (
+            ops.convolution_grad_input.default,
+            (g, w, [2, 4, 6, 5], ONE, NONE, ONE, 2, False),
+        ),
+        "convolution_grad_input-channels_last": (
+            ops.convolution_grad_input.default,
+            (channels_last(g), w, [2, 4, 6, 5], ONE, NONE, ONE, 2, True),
+        ),
+        "convolution_grad_weight": (
+            ops.convolution_grad_weight.default,
+            (x, g, [6, 2, 3, 2], ONE, NONE, ONE, 2, False),
+        ),
+        "convolution_grad_bias": (ops.convolution_grad_bias.default, (g,)),
+        "max_pool2d": (ops.max_pool2d.default, (image, [2, 2], [], [0, 0], ONE, True)),
+        "max_pool2d_with_indices": (
+            ops.max_pool2d_with_indices.default,
+            (image, [3, 2], [1, 2], [1, 0], ONE, False),
+        ),
+        "max_pool": (ops.max_pool.default, (image, [2, 2], [2, 2], [0, 0], ONE, False, True, True)),
+        "max_pool-channels_last": (
+            ops.max_pool.default,
+            (channels_last(image), [2, 2], [2, 2], [0, 0], ONE, False, True, False),
+        ),
+        "max_pool_backward": (
+            ops.max_pool_backward.default,
+            (t(2, 3, 3, 2), offsets_of(image), [2, 3, 6, 4], [2, 2], [2, 2], [0, 0], ONE),
+        ),
+        "max_pool_gather": (
+            ops.max_pool_gather.default,
+            (image, offsets_of(image), [2, 2], [2, 2], [0, 0], ONE),
+        ),
+        "batch_norm": (ops.batch_norm.default, (image, t(3), t(3), None, None, None, True, 0.1, 1e-5)),
+        "batch_norm-running": (ops.batch_norm.default, (image, t(3), t(3), mean, var, count, True, None, 1e-5)),
+        "batch_norm-eval": (ops.batch_norm.default, (image, None, t(3), mean, var, count, False, 0.1, 1e-5)),
+        "batch_norm_forward": (
+            ops.batch_norm_forward.default,
+            (image, None, None, mean, var, count, True, 0.1, 1e-5),
+        ),
+        "batch_norm_backward": (
+            ops.batch_norm_backward.default,
+            (t(2, 3, 6, 4), image, t(3), mean, var, True, [True, True, True]),
+        ),
+        "batch_norm_backward-masked": (
+            ops.batch_norm_backward.default,
+            (t(2, 3, 6, 4), image, t(3), mean, var, False, [True, False, True]),
+        ),
+        "batch_norm_double_backward": (
+            ops.batch_norm_double_backward.default,
+            (
+                t(2, 3, 6, 4, grad=False),
+                None,
+                None,
+                t(2, 3, 6, 4, grad=False),
+                image.detach(),
+                None,
+                mean,
+                var,
+                True,
+                [True, True, False],
+            ),
+        ),
+        "lstm_cell": (ops.lstm_cell.default, (t(2, 5), hidden, t(2, 3), t(12, 5), t(12, 3), bias, None)),
+        "lstm_cell_pointwise": (ops.lstm_cell_pointwise.default, (gates, bias, t(12), hidden)),
+        "lstm_cell_pointwise_backward": (
+            ops.lstm_cell_pointwise_backward.default,
+            (t(2, 3), None, gates, bias, None, hidden, [True, True, True]),
+        ),
+        "lstm_cell_pointwise_double_backward": (
+            ops.lstm_cell_pointwise_double_backward.default,
+            (
+                t(2, 12, grad=False),
+                None,
+                None,
+                t(2, 3, grad=False),
+                None,
+                gates.detach(),
+                None,
+                None,
+                hidden.detach(),
+                [True, True, True, True, False],
+            ),
+        ),
+    }
+    return [pytest.param(op, arguments, id=name) for name, (op, arguments) in calls.items()]
+
+
+@pytest.mark.parametrize("op, arguments", dispatcher_calls())
+def test_opcheck(op, arguments):
+    """Schema, autograd registration, fake kernels (static and dynamic shapes), AOT autograd."""
+    opcheck(
+        op,
+        tuple(a.clone().detach().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in arguments),
+    )
+
+
+def test_every_op_is_checked():
+    """A new op in the library must appear in the list above."""
+    defined = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastnn::")
+    }
+    assert defined == {p.values[0]._schema.name.split("::")[1] for p in dispatcher_calls()}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The same computation by fastnn's functions and by torch's; ``sizes`` are those of its tensors."""
+
+    id: str
+    ours: Callable[..., Tensor]
+    torch_s: Callable[..., Tensor]
+    sizes: tuple[tuple[int, ...], ...]
+
+    def tensors(self, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        return [t(*size, dtype=dtype) for size in self.sizes]
+
+
+def conv_net(f: Any) -> Callable[..., Tensor]:
+    return lambda x, w, b: f.conv2d(x, w, b, stride=(2, 1), padding=1, groups=2).square()
+
+
+def same_net(f: Any) -> Callable[..., Tensor]:
+    return lambda x, w, b: f.conv2d(x, w, b, padding="same", dilation=(1, 2)).tanh()
+
+
+def pool_net(f: Any) -> Callable[..., Tensor]:
+    return lambda x: f.max_pool2d(x, 3, 2, 1, ceil_mode=True).square()
+
+
+def norm_net(f: Any) -> Callable[..., Tensor]:
+    return lambda x, w, b: f.batch_norm(x, None, None, w, b, training=True).square()
+
+
+def norm_eval_net(f: Any) -> Callable[..., Tensor]:
+    def net(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return f.batch_norm(x, torch.zeros_like(w), torch.ones_like(w), w, b, training=False).square()
+
+    return net
+
+
+def cell_net(cell: Any) -> Callable[..., Tensor]:
+    def net(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> Tensor:
+        for _ in range(2):
+            h, c = cell(x, (h, c), *weights)
+        return torch.cat([h, c], 1)
+
+    return net
+
+
+IMAGE = (2, 4, 7, 6)
+CELL = ((3, 5), (3, 4), (3, 4), (16, 5), (16, 4), (16,), (16,))
+NETS = [
+    Traced("conv2d", conv_net(F), conv_net(torch_functional), (IMAGE, (6, 2, 3, 2), (6,))),
+    Traced("conv2d-same", same_net(F), same_net(torch_functional), (IMAGE, (6, 4, 2, 3), (6,))),
+    Traced("max_pool2d", pool_net(F), pool_net(torch_functional), (IMAGE,)),
+    Traced("batch_norm", norm_net(F), norm_net(torch_functional), (IMAGE, (4,), (4,))),
+    Traced("batch_norm-eval", norm_eval_net(F), norm_eval_net(torch_functional), (IMAGE, (4,), (4,))),
+    Traced("lstm_cell", cell_net(F.lstm_cell), cell_net(torch.lstm_cell), CELL),
+]
+every_net = pytest.mark.parametrize("net", NETS, ids=lambda net: net.id)
+
+
+def value_and_grads(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    out = function(*leaves)
+    weights = torch.randn(out.shape, generator=generator_for("loss", out.shape)).to(out)
+    return [out, *torch.autograd.grad((out * weights).sum(), leaves)]
+
+
+def assert_close(a: Any, b: Any, relative: float = 1e-4, absolute: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=relative, atol=absolute)
+
+
+@every_net
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compile_has_no_graph_break(net, dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(net.ours, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    tensors = net.tensors()
+    for a, b in zip(value_and_grads(compiled, tensors), value_and_grads(net.torch_s, tensors), strict=True):
+        assert_close(a, b)
+    if dynamic:  # the same graph serves another batch and image
+        sizes = [(size[0] + 3, *size[1:]) if size[:2] == net.sizes[0][:2] else size for size in net.sizes]
+        if net.id == "lstm_cell":
+            sizes = [(7, *size[1:]) if size[0] == 3 else size for size in net.sizes]
+        tensors = [t(*size) for size in sizes]
+        for a, b in zip(value_and_grads(compiled, tensors), value_and_grads(net.torch_s, tensors), strict=True):
+            assert_close(a, b)
+
+
+def test_compile_with_inductor():
+    """One network with all four ops through the default backend."""
+    torch._dynamo.reset()
+
+    def network(f: Any, cell: Any) -> Callable[..., Tensor]:
+        def run(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor, *weights: Tensor) -> Tensor:
+            y = f.batch_norm(f.conv2d(x, w, padding=1), None, None, scale, shift, training=True).relu()
+            y = f.max_pool2d(y, 2).flatten(1)[:, :5]
+            h, c = cell(y, (torch.zeros_like(y[:, :4]), torch.ones_like(y[:, :4])), *weights)
+            return h + c
+
+        return run
+
+    tensors = [t(3, 4, 6, 6), t(6, 4, 3, 3), t(6), t(6), t(16, 5), t(16, 4), t(16), t(16)]
+    compiled = torch.compile(network(F, F.lstm_cell), fullgraph=True)
+    expected = value_and_grads(network(torch_functional, torch.lstm_cell), tensors)
+    for a, b in zip(value_and_grads(compiled, tensors), expected, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compile_moves_the_running_statistics(training):
+    torch._dynamo.reset()
+    x, mean, var = t(4, 3, 5, grad=False), torch.zeros(3), torch.ones(3)
+    expected = mean.clone(), var.clone()
+
+    def run(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, var, training=training)
+
+    assert_close(
+        torch.compile(run, fullgraph=True, backend="aot_eager")(x, mean, var),
+        torch_functional.batch_norm(x, *expected, training=training),
+    )
+    assert_close((mean, var), expected)
+    assert training != torch.equal(mean, torch.zeros(3))
+
+
+@every_net
+@pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
+def test_make_fx(net, tracing):
+    """The graph of forward and backward, run again on other values of the same shapes."""
+
+    def step(*tensors: Tensor) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        return list(torch.autograd.grad(net.ours(*leaves).sum(), leaves))
+
+    tensors = [tensor.detach() for tensor in net.tensors()]
+    graph = make_fx(step, tracing_mode=tracing)(*tensors)
+    assert any("fastnn" in str(node.target) for node in graph.graph.nodes)
+    others = [tensor * 0.5 + 0.1 for tensor in tensors]
+    leaves = [tensor.requires_grad_() for tensor in others]
+    expected = torch.autograd.grad(net.torch_s(*leaves).sum(), leaves)
+    for a, b in zip(graph(*(tensor.detach() for tensor in others)), expected, strict=True):
+        assert_close(a, b)
+
+
+@every_net
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jacfwd", "jvp", "hessian"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
+def test_func_transforms(net, transform):
+    """The transforms of torch.func give what they give for torch's own functions, in float64."""
+    tensors = [tensor.detach() for tensor in net.tensors(torch.float64)]
+    # Small enough for a Hessian: the transform is by the last tensor, the function a sum of squares.
+    if net.id == "max_pool2d":
+        tensors = [tensors[0][:1, :2]]
+    last = len(tensors) - 1
+
+    def scalar(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args: function(*args).pow(2).sum()
+
+    def apply(function: Callable[..., Tensor]) -> Any:
+        if transform == "grad":
+            return grad(scalar(function), argnums=tuple(range(len(tensors))))(*tensors)
+        if transform == "jvp":
+            return jvp(function, tuple(tensors), tuple(tensor.cos() for tensor in tensors))
+        if transform == "hessian":
+            return hessian(scalar(function), argnums=last)(*tensors)
+        return {"jacrev": jacrev, "jacfwd": jacfwd}[transform](function, argnums=last)(*tensors)
+
+    assert_close(apply(net.ours), apply(net.torch_s), 1e-9, 1e-10)
+
+
+@every_net
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
+def test_vmap(net):
+    """Over the input alone (an ensemble's data) and over everything (an ensemble of models)."""
+    tensors = [tensor.detach() for tensor in net.tensors(torch.float64)]
+    stack = [torch.stack([tensor, 2 * tensor + 0.1, -tensor]) for tensor in tensors]
+    everything = vmap(net.ours)(*stack)
+    first = vmap(net.ours, in_dims=(0, *[None] * (len(tensors) - 1)))(stack[0], *tensors[1:])
+    for index in range(3):
+        assert_close(everything[index], net.torch_s(*(s[index] for s in stack)), 1e-9, 1e-10)
+        assert_close(first[index], net.torch_s(stack[0][index], *tensors[1:]), 1e-9, 1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
+def test_per_sample_gradients():
+    """functional_call, grad and vmap together, as in torch's tutorial."""
+    import fastnn
+
+    model = torch.nn.Sequential(fastnn.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), fastnn.nn.MaxPool2d(2)).double()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    images = t(5, 2, 6, 6, dtype=torch.float64, grad=False)
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return functional_call(model, parameters, (image[None],)).square().sum()
+
+    per_sample = vmap(grad(loss), in_dims=(None, 0))(parameters, images)
+    for index, image in enumerate(images):
+        model.zero_grad()
+        model(image[None]).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert_close(per_sample[name][index], parameter.grad, 1e-9, 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every_net
+def test_autocast(net, dtype):
+    """Outputs and gradients have the dtypes that torch's own functions have under autocast, and close values."""
+    tensors = net.tensors()
+    with torch.autocast("cpu", dtype=dtype):
+        try:
+            expected = value_and_grads(net.torch_s, tensors)
+        except RuntimeError as error:
+            pytest.skip(f"torch itself: {error}")
+        got = value_and_grads(net.ours, tensors)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        scale = float(b.detach().abs().max()) + 1e-6
+        assert float((a.double() - b.double()).detach().abs().max()) <= 0.04 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_of_a_network(dtype):
+    """Ops one after another under autocast; gradients come back in the parameters' own dtype."""
+    w, scale, shift = t(6, 4, 3, 3), t(6), t(6)
+    with torch.autocast("cpu", dtype=dtype):
+        y = F.conv2d(t(2, 4, 6, 6), w, padding=1)
+        assert y.dtype == dtype
+        z = F.batch_norm(y, None, None, scale, shift, training=True)
+        out = F.max_pool2d(z, 2)
+        torch_s = torch_functional.max_pool2d(
+            torch_functional.batch_norm(y.detach(), None, None, scale, shift, training=True), 2
+        )
+    assert out.dtype == torch_s.dtype
+    out.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in (w, scale, shift))

@@ -1,0 +1,173 @@
+"""conv2d against the float64 oracle: every case, dtype and layout on every backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_tester import (
+    OpRecorder,
+    assert_bounded,
+    check_exact,
+    check_format_kept,
+    check_gradient_subsets,
+    check_repeatable,
+    check_second_derivatives,
+    check_values_and_gradients,
+    grid,
+    make_inputs,
+)
+
+import fastnn
+from fastnn.testing import bounds
+from fastnn.testing.cases import ALL_DTYPES, CONV2D, Conv2dCase, generator_for, lay_out
+
+BY_ID = {case.id: case for case in CONV2D}
+# Channels and positions both more than one, or the two formats are the same strides.
+DENSE = [c for c in CONV2D if len(c.shape) == 4 and min(c.shape) > 1 and c.values == "normal"]
+
+
+@grid(CONV2D)
+def test_values_and_gradients(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@grid([c for c in CONV2D if c.values == "integers"])
+def test_integers_are_exact(case, dtype, layout, backend):
+    check_exact(case, dtype, layout, backend.device)
+
+
+@grid(DENSE, dtypes=[torch.float32, torch.bfloat16], layouts=["contiguous", "channels_last"])
+def test_format_is_kept(case, dtype, layout, backend):
+    check_format_kept(case, dtype, layout, backend.device)
+
+
+@grid(
+    [
+        c
+        for c in CONV2D
+        if (c.crosses_tile and c.groups < 100) or c.id in ("many_images", "stride_mixed", "first_layer")
+    ],
+    dtypes=[torch.float32, torch.bfloat16],
+    layouts=["contiguous", "channels_last"],
+)
+def test_same_bits_on_repeat(case, dtype, layout, backend):
+    check_repeatable(case, dtype, layout, backend.device, repeats=3 if backend.name == "cpu" else 1)
+
+
+@grid([BY_ID["3x3"], BY_ID["groups_3_uneven"], BY_ID["wide_everywhere"]], dtypes=[torch.float32], layouts=None)
+def test_gradient_subsets(case, dtype, backend):
+    check_gradient_subsets(case, dtype, backend.device)
+
+
+@grid(
+    [BY_ID[n] for n in ("3x3", "stride_mixed", "groups_2", "depthwise", "same_even", "unbatched", "batch_0")],
+    layouts=["contiguous", "channels_last", "sliced"],
+)
+def test_second_derivatives(case, dtype, layout, backend):
+    check_second_derivatives(case, dtype, layout, backend.device)
+
+
+@pytest.mark.parametrize("wanted", ["input", "weight", "bias"])
+def test_unneeded_gradients_are_not_computed(wanted, backend):
+    inputs = make_inputs(BY_ID["3x3"], torch.float32, "contiguous", backend.device)
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(name == wanted)
+    (out,) = BY_ID["3x3"].apply(fastnn.functional, inputs)
+    with OpRecorder() as recorder:
+        out.sum().backward()
+    called = {name for name, _ in recorder.calls}
+    assert called == {f"convolution_grad_{wanted}"}
+
+
+@pytest.mark.parametrize("which", ["input", "weight", "neither"])
+def test_format_follows_input_or_weight(which, backend):
+    x, w = torch.randn(2, 3, 6, 7, device=backend.device), torch.randn(5, 3, 3, 3, device=backend.device)
+    if which == "input":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if which == "weight":
+        w = w.contiguous(memory_format=torch.channels_last)
+    out = fastnn.functional.conv2d(x, w)
+    expected = torch.contiguous_format if which == "neither" else torch.channels_last
+    assert out.is_contiguous(memory_format=expected)
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        ("contiguous", "channels_last"),
+        ("channels_last", "contiguous"),
+        ("sliced", "channels_last"),
+        ("channels_last", "transposed"),
+        ("expanded", "contiguous"),
+        ("transposed", "sliced"),
+    ],
+    ids="+".join,
+)
+def test_input_and_gradient_of_different_layouts(dtype, layouts, backend):
+    case = BY_ID["groups_2"]
+    inputs = make_inputs(case, dtype, layouts[0], backend.device)
+    inputs["weight"] = lay_out(inputs["weight"].detach(), layouts[1]).requires_grad_()
+    (out,) = case.apply(fastnn.functional, inputs)
+    generator = generator_for("cotangent", layouts)
+    cotangent = lay_out(torch.randn(out.shape, generator=generator).to(out), layouts[1])
+    want = bounds.expected(case, inputs, [cotangent])
+    assert_bounded(out, want.outputs[0], "output")
+    for name, grad in zip(inputs, torch.autograd.grad(out, list(inputs.values()), cotangent), strict=True):
+        assert_bounded(grad, want.gradients[name], f"gradient of {name}")
+
+
+def test_gradient_expanded_from_a_sum(backend):
+    """``out.sum().backward()`` gives a gradient with all strides 0."""
+    case = BY_ID["stride_2"]
+    inputs = make_inputs(case, torch.float32, "contiguous", backend.device)
+    (out,) = case.apply(fastnn.functional, inputs)
+    want = bounds.expected(case, inputs, [torch.ones_like(out)])
+    for name, grad in zip(inputs, torch.autograd.grad(out.sum(), list(inputs.values())), strict=True):
+        assert_bounded(grad, want.gradients[name], f"gradient of {name}")
+
+
+def test_empty_batch_gives_zero_gradients(backend):
+    inputs = make_inputs(BY_ID["batch_0"], torch.float32, "contiguous", backend.device)
+    (out,) = BY_ID["batch_0"].apply(fastnn.functional, inputs)
+    assert out.shape == (0, 4, 5, 5)
+    out.sum().backward()
+    assert inputs["input"].grad.shape == (0, 3, 5, 5)
+    assert torch.equal(inputs["weight"].grad, torch.zeros_like(inputs["weight"]))
+    assert torch.equal(inputs["bias"].grad, torch.zeros_like(inputs["bias"]))
+
+
+@pytest.mark.parametrize("index", range(12))
+def test_group_order_is_visible(index, backend):
+    """Filter ``index`` alone is not zero: its own group's channels alone come through, at its own place."""
+    groups, filters = 4, 12
+    x = torch.randn(2, 8, 5, 5, device=backend.device)
+    w = torch.zeros(filters, 2, 1, 1, device=backend.device)
+    w[index] = torch.tensor([2.0, -3.0], device=backend.device)[:, None, None]
+    out = fastnn.functional.conv2d(x, w, groups=groups)
+    first = index // (filters // groups) * 2
+    expected = torch.zeros_like(out)
+    expected[:, index] = 2.0 * x[:, first] - 3.0 * x[:, first + 1]
+    assert torch.allclose(out, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(out == 0, expected == 0)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 9), (8, 0), (8, 9), (4, 5)], ids=str)
+def test_an_impulse_gives_the_flipped_filter(place, backend):
+    """Orientation, padding and the image's borders, each visible: distinct taps, one nonzero pixel."""
+    w = torch.arange(1.0, 13.0, device=backend.device).view(1, 1, 3, 4)
+    x = torch.zeros(1, 1, 9, 10, device=backend.device)
+    x[0, 0, place[0], place[1]] = 1.0
+    out = fastnn.functional.conv2d(x, w, padding=(1, 2))
+    expected = torch.zeros_like(out)
+    for r in range(3):
+        for s in range(4):
+            i, j = place[0] + 1 - r, place[1] + 2 - s
+            if 0 <= i < out.shape[2] and 0 <= j < out.shape[3]:
+                expected[0, 0, i, j] = w[0, 0, r, s]
+    assert torch.equal(out, expected)
+
+
+def test_case_ids_are_unique():
+    assert len(BY_ID) == len(CONV2D)
+    assert all(isinstance(case, Conv2dCase) for case in CONV2D)
