@@ -1,0 +1,191 @@
+"""``fastnn demo``: two small networks trained on real data, once with torch's layers and once with fastnn's.
+
+Both networks are written once and take their layers from a namespace, ``torch.nn`` or ``fastnn.nn``. The two
+sides start from the same seed and see the same batches, one step of one and then one step of the other, so
+that losses can be compared step by step and times are fair on a machine that does other work as well.
+
+Nothing heavy is imported until :func:`run` is called, so the command line stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastnn.demo.training import Outcome
+
+__all__ = ["add_arguments", "run"]
+
+SUCCESS, FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+class DemoError(Exception):
+    """The demo cannot run as asked; the text is one line for the user."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of ``fastnn demo`` to a parser.
+
+    Args:
+        parser: the parser of the subcommand; :func:`run` takes what it returns.
+    """
+    parser.add_argument(
+        "training",
+        nargs="?",
+        choices=("images", "text", "all"),
+        default="all",
+        help="what to train (default: all)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--epochs", type=int, help="passes over the data (default: 12 for images, 2 for text)")
+    parser.add_argument(
+        "--out", default="fastnn-demo", metavar="DIR", help="where the reports go (default: fastnn-demo)"
+    )
+    parser.add_argument("--no-compare", action="store_true", help="train with fastnn's layers alone")
+    parser.add_argument("--text", metavar="FILE", help="UTF-8 text to learn (default: Python's standard library)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and samples (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the trainings, prints the table and writes the reports.
+
+    Args:
+        args: what a parser with :func:`add_arguments` returned.
+
+    Returns:
+        The exit status: 0 if every check passed, 1 if one failed (accuracy, drift between the two sides, or a
+        habit's check), 2 if the demo cannot run as asked, 130 if interrupted.
+    """
+    try:
+        failures = _run(args)
+    except DemoError as error:
+        print(f"fastnn demo: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("fastnn demo: interrupted; no results written", file=sys.stderr)
+        return INTERRUPTED
+    for failure in failures:
+        print(f"fastnn demo: FAILED: {failure}", file=sys.stderr)
+    return FAILED if failures else SUCCESS
+
+
+def _run(args: argparse.Namespace) -> list[str]:
+    _require("scikit-learn", "sklearn")
+    _require("matplotlib", "matplotlib")
+    _require("rich", "rich")
+    if args.epochs is not None and args.epochs < 1:
+        raise DemoError(f"--epochs must be at least 1, got {args.epochs}")
+    if not 0 <= args.seed < 2**32:
+        raise DemoError(f"--seed must lie between 0 and 2**32 - 1, got {args.seed}")
+    if args.text is not None and args.training == "images":
+        raise DemoError("--text has no meaning for the images training")
+    device = _device(args.device)
+    corpus = None
+    if args.training != "images":
+        from fastnn.demo import text
+
+        corpus = text.load_corpus(args.text)
+    out = _output_directory(args.out)
+
+    from rich.console import Console
+
+    from fastnn.demo import report
+    from fastnn.testing.bench import describe_machine
+
+    console = Console(highlight=False)
+    sides = ("fastnn",) if args.no_compare else ("torch", "fastnn")
+    started = time.perf_counter()
+    outcomes: list[Outcome] = []
+    with _full_float32(device):
+        if args.training in ("images", "all"):
+            from fastnn.demo import images
+
+            outcomes.append(images.train(console, sides, device, args.seed, args.epochs))
+        if corpus is not None:
+            outcomes.append(text.train(console, sides, device, args.seed, args.epochs, corpus))
+    elapsed = time.perf_counter() - started
+
+    machine = describe_machine(device)
+    written = [report.save_png(outcome, machine, out) for outcome in outcomes]
+    results = {
+        "seconds": elapsed,
+        "seed": args.seed,
+        "machine": machine,
+        "trainings": {outcome.name: outcome.as_dict() for outcome in outcomes},
+    }
+    written.append(out / "results.json")
+    written[-1].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    console.print()
+    console.print(report.table(outcomes, machine))
+    console.print(f"{elapsed:.0f} s in all. Written: " + ", ".join(str(path) for path in written), soft_wrap=True)
+    return [f"{outcome.name}: {failure}" for outcome in outcomes for failure in outcome.failures]
+
+
+def _require(distribution: str, module: str) -> None:
+    """Imports a package of the demo extra, or says how to get it."""
+    try:
+        __import__(module)
+    except ImportError as error:
+        raise DemoError(f"{distribution} cannot be imported ({error}): pip install 'fastnn[demo]'") from None
+
+
+def _device(name: str) -> torch.device:
+    """Returns the device of that name after making sure that torch and fastnn can use it."""
+    import torch
+
+    import fastnn
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DemoError(f"unknown device {name!r}: choose cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no usable GPU"
+        raise DemoError(f"--device {name}: {why}")
+    facts = fastnn.info()
+    if not facts["cuda"]["built"]:
+        raise DemoError(f"--device {name}: this fastnn was built without CUDA")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= len(facts["devices"]):
+        raise DemoError(f"--device {name}: torch sees {len(facts['devices'])} GPU(s), counted from 0")
+    if not facts["devices"][index]["supported"]:
+        raise DemoError(f"--device {name}: this fastnn has no code for {facts['devices'][index]['name']}")
+    return torch.device("cuda", index)
+
+
+def _output_directory(name: str) -> Path:
+    """Makes the directory for the reports and proves it writable, before minutes are spent on training."""
+    out = Path(name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise DemoError(f"--out {name}: cannot write there: {error.strerror or error}") from None
+    return out
+
+
+@contextlib.contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Keeps cuDNN from rounding float32 products to TF32: both sides compute with the same precision."""
+    if device.type != "cuda":
+        yield
+        return
+    import torch
+
+    with torch.cuda.device(device), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
