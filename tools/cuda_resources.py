@@ -1,0 +1,106 @@
+"""Compiles every CUDA kernel and reports what each needs of a multiprocessor; fails on spills.
+
+    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--out FILE.json] [--jobs 2]
+
+Needs nvcc (on PATH or in $CUDACXX) and no GPU. One row per kernel and architecture, from ptxas: registers a
+thread, shared memory and constant bank of a block in bytes, stack frame and spills of a thread in bytes. Spilled
+registers and stack frames go through local memory, at a hundred times a register's cost, so any is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'")
+STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+USED = re.compile(r"Used (\d+) registers")
+SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def demangle(names: list[str]) -> list[str]:
+    """The kernels' names as C++ writes them, without parameters; as they are where there is no c++filt."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None or not names:
+        return names
+    out = subprocess.run([tool], input="\n".join(names), text=True, capture_output=True, check=True).stdout
+    return [line.split("(fastnn::")[0].replace("(anonymous namespace)::", "") for line in out.splitlines()]
+
+
+def parse(log: str) -> list[dict]:
+    """Rows of one nvcc log with -Xptxas -v."""
+    rows: list[dict] = []
+    for line in log.splitlines():
+        if match := ENTRY.search(line):
+            rows.append({"kernel": match["name"], "arch": match["arch"], "shared_bytes": 0})
+        elif rows and (match := STACK.search(line)):
+            keys = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")
+            rows[-1].update(dict(zip(keys, map(int, match.groups()), strict=True)))
+        elif rows and (match := USED.search(line)):
+            rows[-1]["registers"] = int(match[1])
+            if shared := SHARED.search(line):
+                rows[-1]["shared_bytes"] = int(shared[1])
+    return rows
+
+
+def compile_one(nvcc: str, source: Path, arch: str, directory: str) -> tuple[str, list[dict]]:
+    """Compiles one file for one architecture: the log where it failed, and its rows."""
+    command = [nvcc, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DFASTNN_BACKEND=cuda", "-Xptxas=-v"]
+    command += [f"-gencode=arch={arch.replace('sm_', 'compute_')},code={arch}", "-c", str(source)]
+    command += ["-o", f"{directory}/{source.stem}.{arch}.o"]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    log = done.stdout + done.stderr
+    return (log if done.returncode else ""), [{"file": source.name, **row} for row in parse(log)]
+
+
+def main() -> int:
+    """Compiles, prints the table and writes it; 1 when a file does not compile or a kernel spills."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archs", nargs="+", default=["sm_80", "sm_90a"])
+    parser.add_argument("--out", type=Path, help="write the rows here as JSON")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if nvcc is None:
+        print("no nvcc: put the CUDA toolkit's bin directory on PATH or set CUDACXX", file=sys.stderr)
+        return 2
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool,
+    ):
+        jobs = [pool.submit(compile_one, nvcc, s, a, directory) for s in sources for a in arguments.archs]
+        results = [job.result() for job in jobs]
+    failures = [log for log, _ in results if log]
+    rows = [row for _, part in results for row in part]
+    for row, name in zip(rows, demangle([row["kernel"] for row in rows]), strict=True):
+        row["kernel"] = name
+    spilled = [r for r in rows if r.get("stack_bytes") or r.get("spill_store_bytes") or r.get("spill_load_bytes")]
+    print(f"{'arch':8}{'regs':>5}{'shared':>8}{'stack':>7}{'spill':>7}  kernel")
+    for row in sorted(rows, key=lambda r: (r["arch"], r["file"], r["kernel"])):
+        print(
+            f"{row['arch']:8}{row.get('registers', 0):>5}{row['shared_bytes']:>8}{row.get('stack_bytes', 0):>7}"
+            f"{row.get('spill_store_bytes', 0):>7}  {row['kernel'][:150]}"
+        )
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+    for log in failures:
+        print(log, file=sys.stderr)
+    for row in spilled:
+        print(f"uses local memory: {row['kernel']} on {row['arch']}", file=sys.stderr)
+    print(f"{len(rows)} kernels in {len(sources)} files; {len(failures)} failed to compile, {len(spilled)} spill")
+    return 1 if failures or spilled or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
