@@ -193,7 +193,7 @@ MUTATIONS = (
         "norm_mean_of_gradient",
         "the gradient of training forgets that the mean depends on x",
         "csrc/ops/batch_norm_math.h",
-        "-scale * (sum_gy / count)};",
+        "-(sum_gy / count)};",
         "acc_t(0)};",
         EMULATOR,
         NORM,
