@@ -153,7 +153,7 @@ struct Tensors {
 };
 
 // K = 3: sums of gy, gy * (x - mean) and x - mean. K = 5: the members of BatchNormDoubleBackwardSums, with x -
-// mean for xhat. Lanes behind `count` add 0.
+// mean for xhat. Lanes behind `count` add 0: those of the tensors are 0, and those of mean must be.
 template <int K, typename scalar_t>
 __attribute__((always_inline)) inline void add_terms(const Tensors<scalar_t>& in, int64_t at, int64_t count,
                                                      const Vec<acc_type<scalar_t>>& mean,
@@ -164,8 +164,7 @@ __attribute__((always_inline)) inline void add_terms(const Tensors<scalar_t>& in
   if constexpr (K == 3) {
     sums[0] = sums[0] + gy;
     sums[1] = at::vec::fmadd(gy, x, sums[1]);
-    // A full vector's lanes all count; those behind `count` hold 0 - mean.
-    sums[2] = sums[2] + (count == kLanes<acc_type<scalar_t>> ? x : V::set(V(0), x, count));
+    sums[2] = sums[2] + x;
   } else {
     static_assert(K == 5);
     const V gx = in.gx == nullptr ? V(0) : load_acc(in.gx + at, count);
@@ -188,7 +187,9 @@ void chunk_sums(const Plan& plan, const Tensors<scalar_t>& in, acc_type<scalar_t
   for (int64_t row = 0; row < chunk.rows; ++row) {
     const int64_t begin = ((chunk.n + row) * plan.C + c) * plan.S + chunk.s;
     for_each_vector<acc_t>(0, chunk.length, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      add_terms<K>(in, begin + j, count, V(mean), sums);
+      // Lanes behind `count` hold 0, and must not become 0 - mean.
+      const V center = count == kLanes<acc_t> ? V(mean) : V::set(V(0), V(mean), count);
+      add_terms<K>(in, begin + j, count, center, sums);
     });
   }
   for (int k = 0; k < K; ++k) partials[k] = sum_lanes(sums[k]);
