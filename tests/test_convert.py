@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 
 import pytest
+import rich.console
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -497,7 +498,7 @@ def test_the_report_prints_as_a_table():
 
 
 def test_rich_draws_the_report():
-    console = pytest.importorskip("rich.console").Console(width=120, record=True, file=io.StringIO())
+    console = rich.console.Console(width=120, record=True, file=io.StringIO())
     console.print(fastnn.conversion_report(fastnn.convert(nn.MaxPool2d(2))))
     text = console.export_text()
     assert "(model)" in text

@@ -9,6 +9,7 @@ Values are never zero-filled: a kernel that forgets a term must not be saved by 
 
 from __future__ import annotations
 
+import abc
 import zlib
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -110,7 +111,7 @@ def draw(shape: tuple[int, ...], values: str, generator: torch.Generator) -> Ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class Case(abc.ABC):
     """What every op's case has.
 
     Attributes:
@@ -129,15 +130,15 @@ class Case:
     values: str = "normal"
     dtypes: tuple[torch.dtype, ...] = ALL_DTYPES
 
+    @abc.abstractmethod
     def make_inputs(
         self, dtype: torch.dtype, device: torch.device | str, layout: str, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Fresh tensors by argument name, rounded to ``dtype``, laid out, none requiring a gradient."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def apply(self, functional: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Calls the op of ``functional``, a namespace with torch's signatures; returns all its outputs."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         return self.id
