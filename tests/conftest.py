@@ -2,13 +2,17 @@
 
 ``cpu`` always; ``cuda`` where torch sees a device; ``emulated`` runs the CUDA kernels on CPU tensors under the
 emulator of ``tests/emulator``. Without the emulator's library the emulated tests fail and say how to build it;
-``FASTNN_TEST_EMULATOR=0`` leaves them out.
+``FASTNN_TEST_EMULATOR=0`` leaves them out. ``FASTNN_EMULATE=1`` leaves them alone instead, and first builds the
+library where it is older than its sources; ``FASTNN_EMULATE=asan`` does so with AddressSanitizer, ``FASTNN_EMULATE=gdb``
+for a debugger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,9 +26,10 @@ with contextlib.suppress(ImportError):
 
 import pytest
 import torch
+from emulator.build import build
 from hypothesis import settings
 
-from fastnn.testing.emulation import emulated_cuda
+from fastnn.testing.emulation import emulated_cuda, execution_order
 
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci")
@@ -37,8 +42,54 @@ class Backend:
     name: str
     device: torch.device
 
+    def repetitions(self) -> list[contextlib.AbstractContextManager[None]]:
+        """Contexts for runs that must all give the same bits: the emulator's are other orders of execution."""
+        if self.name == "emulated":
+            return [execution_order(seed=1, workers=1), execution_order(seed=2, workers=2)]
+        return [contextlib.nullcontext() for _ in range(3 if self.name == "cpu" else 10)]
+
+
+# "1": the emulator alone; the others: that, in another build.
+EMULATE = os.environ.get("FASTNN_EMULATE") or "0"
+emulator_in_use = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if EMULATE not in ("0", "1", "asan", "gdb"):
+        raise pytest.UsageError(f"FASTNN_EMULATE={EMULATE}: expected 0, 1, asan or gdb")
+    if EMULATE == "asan" and "libasan" not in os.environ.get("LD_PRELOAD", ""):
+        raise pytest.UsageError(
+            "AddressSanitizer must be in the interpreter from its start. This runs the same tests:\n"
+            'LD_PRELOAD="$(g++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 FASTNN_EMULATE=asan '
+            f"{sys.executable} -m pytest {shlex.join(config.invocation_params.args)}"
+        )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Builds before pytest-xdist starts its workers, which inherit the environment."""
+    config = session.config
+    if EMULATE == "0" or hasattr(config, "workerinput"):
+        return
+    if "FASTNN_EMULATOR_LIBRARY" in os.environ:
+        how = "named by FASTNN_EMULATOR_LIBRARY"
+    else:
+        try:
+            path, built = build("checked" if EMULATE == "1" else EMULATE)
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from error
+        os.environ["FASTNN_EMULATOR_LIBRARY"] = str(path)
+        how = "built now" if built else "as new as its sources"
+    config.stash[emulator_in_use] = f"{os.environ['FASTNN_EMULATOR_LIBRARY']} ({how})"
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    library = config.stash.get(emulator_in_use, None)
+    return None if library is None else f"fastnn: emulated CUDA kernels alone, {library}"
+
 
 def backend_names() -> list[str]:
+    if EMULATE != "0":
+        return ["emulated"]
     names = ["cpu"]
     if torch.cuda.is_available():
         names.append("cuda")

@@ -43,7 +43,7 @@ class Mutation:
         find: text that occurs once in it, whatever its white space.
         replace: what stands there instead.
         target: CMake target to build again.
-        tests: files below tests/.
+        tests: files below tests/, with spaces between.
         select: pytest's -k expression: the tests that must catch it.
     """
 
@@ -120,6 +120,16 @@ MUTATIONS = (
         VALUES,
     ),
     Mutation(
+        "block_reduce_barrier_after",
+        "a block's reduction returns while others still read its scratch memory",
+        "csrc/cuda/reduce.cuh",
+        "value = warp_reduce(value); } __syncthreads(); return value;",
+        "value = warp_reduce(value); }\n  return value;",
+        EMULATOR,
+        f"{NORM} {CELL}",
+        "emulated and float32",
+    ),
+    Mutation(
         "column_reduce_barrier",
         "a column's reduction reads the other rows' sums without a barrier",
         "csrc/cuda/reduce.cuh",
@@ -127,6 +137,16 @@ MUTATIONS = (
         "threadIdx.y < 2 * rows) *mine = value;",
         EMULATOR,
         NORM,
+        VALUES,
+    ),
+    Mutation(
+        "gemm_reads_beyond",
+        "the matrix product reads one element beyond the depth, and multiplies it by zero",
+        GEMM,
+        "a_next[i] = k < valid ? a[my_row + table[k].a] : zero;",
+        "a_next[i] = k <= valid ? a[my_row + table[k].a] : zero;",
+        EMULATOR,
+        CONV,
         VALUES,
     ),
     Mutation(
@@ -341,7 +361,7 @@ class Copy:
             "-q",
             "-p",
             "no:cacheprovider",
-            f"tests/{tests}",
+            *(f"tests/{name}" for name in tests.split()),
             "-k",
             select,
         ]

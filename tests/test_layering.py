@@ -25,9 +25,13 @@ SYSTEM_HEADERS = {
     "csrc/cuda": r"$^",
     "csrc/bindings": r"(torch|ATen|c10|pybind11)/.*|dlfcn\.h",
 }
-# The one file between the kernels and the CUDA toolkit or the emulator.
+# The one file between the kernels and the CUDA toolkit.
 PLATFORM = "csrc/cuda/platform.cuh"
 PLATFORM_HEADERS = r"cuda(_[a-z0-9]+)*\.h"
+# The only places of PTX: named functions, for each of which the emulator has another body.
+PTX = {f"csrc/cuda/{name}.cuh" for name in ("async_copy", "cluster", "mbarrier", "mma", "tensor_map", "tma", "wgmma")}
+PTX_HEADERS = r"intrinsics/[a-z_]+\.h"
+ASSEMBLY = re.compile(r"\b(asm|__asm__)\b")
 # What each floor may include of this project, as "...", by the folder or file that it lies in.
 PROJECT_HEADERS = {
     "csrc/ops": ("csrc/ops",),
@@ -85,6 +89,8 @@ def cxx_violations(path: str, text: str) -> list[str]:
     for bracket, header in INCLUDE.findall(text):
         if path == PLATFORM and (re.fullmatch(PLATFORM_HEADERS, header) or header == "emulator.h"):
             continue
+        if path in PTX and re.fullmatch(PTX_HEADERS, header):
+            continue
         if bracket == "<":
             allowed = is_standard(header) or re.fullmatch(SYSTEM_HEADERS[floor], header) is not None
         else:
@@ -93,6 +99,8 @@ def cxx_violations(path: str, text: str) -> list[str]:
             allowed = within(target, PROJECT_HEADERS[floor]) and (ROOT / target).is_file()
         if not allowed:
             found.append(f"{path} includes {header}")
+    if path not in {PLATFORM, *PTX} and ASSEMBLY.search(re.sub(r"//.*", "", text)):
+        found.append(f"{path} has assembly")
     return found
 
 
@@ -179,6 +187,9 @@ def test_imports_stay_on_their_floors():
         ("csrc/cuda/conv.cu", "#include <pybind11/pybind11.h>"),
         ("csrc/cuda/conv.cu", "#include <cuda_fp16.h>"),
         ("csrc/cuda/conv.cu", '#include "emulator.h"'),
+        ("csrc/cuda/conv.cu", '#include "intrinsics/tma.h"'),
+        ("csrc/cuda/conv.cu", 'asm volatile("bar.sync 0;");'),
+        ("csrc/cuda/mma.cuh", '#include "scheduler/launch.h"'),
         ("csrc/cuda/conv.cu", '#include "../cpu/dispatch.h"'),
         ("csrc/cuda/platform.cuh", "#include <torch/types.h>"),
         ("csrc/bindings/conv.cpp", '#include "../cuda/platform.cuh"'),

@@ -31,7 +31,7 @@ def test_values_and_gradients(case, dtype, layout, backend):
 @grid(LSTM_CELL, layouts=["contiguous"])
 def test_same_bits_on_repeat(case, dtype, layout, backend):
     # The number of threads is the matrix product's affair too; test_pointwise_threads judges what is fastnn's.
-    check_repeatable(case, dtype, layout, backend.device, repeats=3, threads=False)
+    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=False)
 
 
 @grid([BY_ID["2x3x4"], BY_ID["through_c"], BY_ID["wide_both"]], dtypes=[torch.float32], layouts=None)

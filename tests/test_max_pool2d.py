@@ -60,7 +60,7 @@ def test_format_is_kept(case, dtype, layout, backend):
     layouts=["contiguous", "channels_last"],
 )
 def test_same_bits_on_repeat(case, dtype, layout, backend):
-    check_repeatable(case, dtype, layout, backend.device, repeats=3 if backend.name == "cpu" else 1)
+    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=backend.name == "cpu")
 
 
 @grid([BY_ID["overlapping"]], dtypes=[torch.float32], layouts=None)

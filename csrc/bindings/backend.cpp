@@ -3,6 +3,8 @@
 #include <ATen/Functions.h>
 #include <dlfcn.h>
 
+#include <mutex>
+
 #include "../cpu/capability.h"
 
 #if defined(FASTNN_WITH_CUDA)
@@ -21,11 +23,22 @@ namespace bindings {
 
 namespace {
 
-const Backend* emulator_table = nullptr;
+// What the emulator's library exports. Of a call's memory, `flags` says what kernels may do with it.
+struct Emulator {
+  const Backend* table = nullptr;
+  void (*begin_call)();  // forgets all memory
+  void (*announce)(const void* begin, uint64_t bytes, uint32_t flags, const char* what);
+  void (*end_call)();
+};
+constexpr uint32_t kMayWrite = 1, kUninitialised = 2;
+
+Emulator emulator;
 bool emulated = false;
+// What is announced is the library's and not a thread's: one call at a time.
+std::mutex emulated_call;
 
 const Backend& backend_for(const c10::Device& device) {
-  if (device.is_cpu()) return emulated ? *emulator_table : cpu::backend();
+  if (device.is_cpu()) return emulated ? *emulator.table : cpu::backend();
 #if defined(FASTNN_WITH_CUDA)
   if (device.is_cuda()) return cuda::table();
 #endif
@@ -51,7 +64,32 @@ BackendCall::BackendCall(const at::Tensor& tensor)
     : table_(backend_for(tensor.device())),
       guard_(tensor.device().is_cpu() ? std::nullopt : std::optional<c10::Device>(tensor.device())),
       device_(tensor.device()),
-      stream_(stream_for(tensor.device())) {}
+      stream_(stream_for(tensor.device())),
+      emulated_(emulated && tensor.device().is_cpu()) {}
+
+void BackendCall::note(const at::Tensor& t, const void* begin, Use use) {
+  if (t.numel() == 0) return;
+  int64_t last = 0;  // the last element, counted from the first
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  noted_.push_back(
+      {begin, static_cast<uint64_t>(last + 1) * t.element_size(), use, c10::str(t.scalar_type(), t.sizes())});
+}
+
+void BackendCall::Announcement::begin(const std::vector<Memory>& memory) {
+  emulated_call.lock();
+  emulator.begin_call();
+  for (const Memory& m : memory) {
+    const uint32_t flags = m.use == Use::kRead     ? 0
+                           : m.use == Use::kUpdate ? kMayWrite
+                                                   : kMayWrite | kUninitialised;
+    emulator.announce(m.begin, m.bytes, flags, m.what.c_str());
+  }
+}
+
+void BackendCall::Announcement::end() {
+  emulator.end_call();
+  emulated_call.unlock();
+}
 
 void BackendCall::check(const Status& status) {
   if (status.ok()) return;
@@ -73,15 +111,23 @@ void load_emulator(const std::string& path) {
   // RTLD_LOCAL: the library defines the same cuda:: symbols as a CUDA build of this extension.
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   TORCH_CHECK(library != nullptr, "fastnn: cannot load the emulator from ", path, ": ", dlerror());
-  using Entry = const Backend* (*)();
-  const auto entry = reinterpret_cast<Entry>(dlsym(library, "fastnn_emulator_backend"));
-  TORCH_CHECK(entry != nullptr, "fastnn: ", path,
-              " is not an emulator library: it has no fastnn_emulator_backend");
-  emulator_table = entry();
+  const auto find = [&](const char* name, auto& function) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+    TORCH_CHECK(function != nullptr, "fastnn: ", path, " is no emulator library of this version: it has no ",
+                name);
+  };
+  Emulator found;
+  const Backend* (*backend)();
+  find("fastnn_emulator_backend", backend);
+  find("fastnn_emulator_begin_call", found.begin_call);
+  find("fastnn_emulator_announce", found.announce);
+  find("fastnn_emulator_end_call", found.end_call);
+  found.table = backend();
+  emulator = found;
 }
 
 bool set_emulated(bool on) {
-  TORCH_CHECK(!on || emulator_table != nullptr,
+  TORCH_CHECK(!on || emulator.table != nullptr,
               "fastnn: load_emulator(path) must come before set_emulated(True)");
   const bool before = emulated;
   emulated = on;

@@ -109,7 +109,7 @@ Three batch_norm_forward(const at::Tensor& input, const OptionalTensor& weight, 
   TORCH_CHECK_VALUE(!training || form.shape.N * form.shape.S != 1, kOp,
                     ": Expected more than 1 value per channel when training, got input size ", input.sizes());
 
-  const BackendCall call(input);
+  BackendCall call(input);
   at::Tensor output = at::empty(input.sizes(), input.options().memory_format(form.format));
   const auto stats = input.options().dtype(acc_scalar_type(input.scalar_type()));
   at::Tensor mean = at::empty({form.shape.C}, stats);
@@ -127,19 +127,23 @@ Three batch_norm_forward(const at::Tensor& input, const OptionalTensor& weight, 
   const OptionalTensor dense_mean = dense(running_mean), dense_var = dense(running_var);
   p.training = training;
   p.eps = eps;
-  p.x = data(x);
-  p.weight = data(w);
-  p.bias = data(b);
-  p.running_mean = dense_mean.has_value() ? mutable_data(*dense_mean) : nullptr;
-  p.running_var = dense_var.has_value() ? mutable_data(*dense_var) : nullptr;
+  p.x = call.data(x);
+  p.weight = call.data(w);
+  p.bias = call.data(b);
+  const auto statistics = [&](const OptionalTensor& t) {
+    // Evaluation reads them alone.
+    return training && t.has_value() ? call.mutable_data(*t) : const_cast<void*>(call.data(t));
+  };
+  p.running_mean = statistics(dense_mean);
+  p.running_var = statistics(dense_var);
   p.momentum = momentum.value_or(0);
   p.cumulative = !momentum.has_value();
   p.num_batches_tracked = training && num_batches_tracked.has_value()
-                              ? static_cast<int64_t*>(mutable_data(*num_batches_tracked))
+                              ? static_cast<int64_t*>(call.mutable_data(*num_batches_tracked))
                               : nullptr;
-  p.y = mutable_data(output);
-  p.mean = mutable_data(mean);
-  p.invstd = mutable_data(invstd);
+  p.y = call.output(output);
+  p.mean = call.output(mean);
+  p.invstd = call.output(invstd);
   call(&Backend::batch_norm_forward, &Backend::batch_norm_forward_workspace, p);
   const auto put_back = [&](const OptionalTensor& from, const OptionalTensor& to) {
     if (training && to.has_value() && !from->is_same(*to)) to->copy_(*from);
@@ -182,7 +186,7 @@ Three batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input
   p.training = training;
   check_like_input(kOp, "grad_output", grad_output, input);
   check_statistics(kOp, mean, invstd, input);
-  const BackendCall call(input);
+  BackendCall call(input);
   const auto params = param_options(input, weight);
   const auto param_out = [&](bool wanted) {
     return wanted ? at::empty({form.shape.C}, params) : absent(params);
@@ -193,14 +197,14 @@ Three batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input
   if (input.numel() == 0) return {grad_input, grad_weight.zero_(), grad_bias.zero_()};
   const at::Tensor g = grad_output.contiguous(form.format), x = input.contiguous(form.format);
   const OptionalTensor w = dense(weight);
-  p.grad_y = data(g);
-  p.x = data(x);
-  p.weight = data(w);
-  p.mean = data(mean);
-  p.invstd = data(invstd);
-  p.grad_x = output_mask[0] ? mutable_data(grad_input) : nullptr;
-  p.grad_weight = output_mask[1] ? mutable_data(grad_weight) : nullptr;
-  p.grad_bias = output_mask[2] ? mutable_data(grad_bias) : nullptr;
+  p.grad_y = call.data(g);
+  p.x = call.data(x);
+  p.weight = call.data(w);
+  p.mean = call.data(mean);
+  p.invstd = call.data(invstd);
+  p.grad_x = output_mask[0] ? call.output(grad_input) : nullptr;
+  p.grad_weight = output_mask[1] ? call.output(grad_weight) : nullptr;
+  p.grad_bias = output_mask[2] ? call.output(grad_bias) : nullptr;
   call(&Backend::batch_norm_backward, &Backend::batch_norm_backward_workspace, p);
   return {grad_input, grad_weight, grad_bias};
 }
@@ -225,7 +229,7 @@ Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalT
   if (gg_input.has_value()) check_like_input(kOp, "gg_input", *gg_input, input);
   if (grad_output.has_value()) check_like_input(kOp, "grad_output", *grad_output, input);
   check_statistics(kOp, mean, invstd, input);
-  const BackendCall call(input);
+  BackendCall call(input);
   const auto like_input = [&](bool wanted) {
     return wanted ? at::empty(input.sizes(), input.options().memory_format(form.format))
                   : absent(input.options());
@@ -238,17 +242,17 @@ Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalT
   };
   const OptionalTensor ggx = formatted(gg_input), g = formatted(grad_output);
   const at::Tensor x = input.contiguous(form.format);
-  p.gg_x = data(ggx);
-  p.gg_weight = data(ggw);
-  p.gg_bias = data(ggb);
-  p.grad_y = data(g);
-  p.x = data(x);
-  p.weight = data(w);
-  p.mean = data(mean);
-  p.invstd = data(invstd);
-  p.d_grad_y = output_mask[0] ? mutable_data(d_grad_output) : nullptr;
-  p.d_x = output_mask[1] ? mutable_data(d_input) : nullptr;
-  p.d_weight = output_mask[2] ? mutable_data(d_weight) : nullptr;
+  p.gg_x = call.data(ggx);
+  p.gg_weight = call.data(ggw);
+  p.gg_bias = call.data(ggb);
+  p.grad_y = call.data(g);
+  p.x = call.data(x);
+  p.weight = call.data(w);
+  p.mean = call.data(mean);
+  p.invstd = call.data(invstd);
+  p.d_grad_y = output_mask[0] ? call.output(d_grad_output) : nullptr;
+  p.d_x = output_mask[1] ? call.output(d_input) : nullptr;
+  p.d_weight = output_mask[2] ? call.output(d_weight) : nullptr;
   call(&Backend::batch_norm_double_backward, &Backend::batch_norm_double_backward_workspace, p);
   return {d_grad_output, d_input, d_weight};
 }

@@ -114,17 +114,17 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
                 " elements, but got bias of size ", bias->sizes(), " instead");
     dense_bias = bias->contiguous();
   }
-  const BackendCall call(input);
+  BackendCall call(input);
   const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   at::Tensor output = at::empty(output_size(p.geometry, input.dim() - 2),
                                 input.options().memory_format(memory_format(channels_last, input.dim())));
   if (output.numel() == 0) return output;
-  p.x = data(input);
+  p.x = call.data(input);
   fill_strides(input, p.x_strides);
-  p.w = data(weight);
+  p.w = call.data(weight);
   fill_strides(weight, p.w_strides);
-  p.bias = data(dense_bias);
-  p.y = mutable_data(output);
+  p.bias = call.data(dense_bias);
+  p.y = call.output(output);
   fill_strides(output, p.y_strides);
   call(&Backend::conv_forward, &Backend::conv_forward_workspace, p);
   return output;
@@ -146,15 +146,15 @@ at::Tensor convolution_grad_input(const at::Tensor& grad_output, const at::Tenso
   p.dtype = dtype_of(kOp, "grad_output", grad_output);
   p.geometry = make_geometry(kOp, input_size, weight.sizes(), stride, padding, dilation, groups);
   check_grad_output(kOp, grad_output, p.geometry);
-  const BackendCall call(grad_output);
+  BackendCall call(grad_output);
   at::Tensor grad_input =
       at::empty(input_size, grad_output.options().memory_format(memory_format(channels_last, weight.dim())));
   if (grad_input.numel() == 0) return grad_input;
-  p.grad_y = data(grad_output);
+  p.grad_y = call.data(grad_output);
   fill_strides(grad_output, p.grad_y_strides);
-  p.w = data(weight);
+  p.w = call.data(weight);
   fill_strides(weight, p.w_strides);
-  p.grad_x = mutable_data(grad_input);
+  p.grad_x = call.output(grad_input);
   fill_strides(grad_input, p.grad_x_strides);
   call(&Backend::conv_grad_input, &Backend::conv_grad_input_workspace, p);
   return grad_input;
@@ -169,15 +169,15 @@ at::Tensor convolution_grad_weight(const at::Tensor& input, const at::Tensor& gr
   p.dtype = dtype_of(kOp, "input", input);
   p.geometry = make_geometry(kOp, input.sizes(), weight_size, stride, padding, dilation, groups);
   check_grad_output(kOp, grad_output, p.geometry);
-  const BackendCall call(input);
+  BackendCall call(input);
   at::Tensor grad_weight =
       at::empty(weight_size, input.options().memory_format(memory_format(channels_last, input.dim())));
   if (grad_weight.numel() == 0) return grad_weight;
-  p.x = data(input);
+  p.x = call.data(input);
   fill_strides(input, p.x_strides);
-  p.grad_y = data(grad_output);
+  p.grad_y = call.data(grad_output);
   fill_strides(grad_output, p.grad_y_strides);
-  p.grad_w = mutable_data(grad_weight);
+  p.grad_w = call.output(grad_weight);
   fill_strides(grad_weight, p.grad_w_strides);
   call(&Backend::conv_grad_weight, &Backend::conv_grad_weight_workspace, p);
   return grad_weight;
@@ -192,12 +192,12 @@ at::Tensor convolution_grad_bias(const at::Tensor& grad_output) {
   p.N = grad_output.size(0);
   p.K = grad_output.size(1);
   fill_spatial(grad_output.sizes().slice(2), 1, p.out);
-  const BackendCall call(grad_output);
+  BackendCall call(grad_output);
   at::Tensor grad_bias = at::empty({p.K}, grad_output.options());
   if (p.K == 0) return grad_bias;
-  p.grad_y = data(grad_output);
+  p.grad_y = call.data(grad_output);
   fill_strides(grad_output, p.grad_y_strides);
-  p.grad_bias = mutable_data(grad_bias);
+  p.grad_bias = call.output(grad_bias);
   call(&Backend::conv_grad_bias, p);
   return grad_bias;
 }

@@ -31,17 +31,17 @@ using Five = tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 // The tensors that all three ops read, checked and dense. It owns them: the parameters only point.
 class Inputs {
  public:
-  Inputs(const char* op, const at::Tensor& gates, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-         const at::Tensor& cx)
-      : op_(op), gates_(gates.contiguous()), cx_(cx.contiguous()) {
+  Inputs(BackendCall& call, const char* op, const at::Tensor& gates, const OptionalTensor& bias_ih,
+         const OptionalTensor& bias_hh, const at::Tensor& cx)
+      : call_(call), op_(op), gates_(gates.contiguous()), cx_(cx.contiguous()) {
     TORCH_CHECK(cx.dim() == 2, op, ": cx must be 2-dimensional [N, H], got shape ", cx.sizes());
     params.dtype = dtype_of(op, "gates", gates);
     params.N = cx.size(0);
     params.H = cx.size(1);
     check("gates", gates, {params.N, 4 * params.H});
     check("cx", cx, {params.N, params.H});
-    params.gates = data(gates_);
-    params.cx = data(cx_);
+    params.gates = call.data(gates_);
+    params.cx = call.data(cx_);
     params.bias_ih = take("bias_ih", bias_ih, {4 * params.H}, bias_ih_);
     params.bias_hh = take("bias_hh", bias_hh, {4 * params.H}, bias_hh_);
   }
@@ -51,7 +51,7 @@ class Inputs {
     if (!t.has_value()) return nullptr;
     check(name, *t, size);
     keep = t->contiguous();
-    return data(keep);
+    return call_.data(keep);
   }
 
   at::Tensor make(bool wanted, at::IntArrayRef size) const {
@@ -70,17 +70,18 @@ class Inputs {
                 ", got ", t.scalar_type(), " on ", t.device());
   }
 
+  BackendCall& call_;
   const char* op_;
   at::Tensor gates_, bias_ih_, bias_hh_, cx_;
 };
 
 Two lstm_cell_pointwise(const at::Tensor& gates, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                         const at::Tensor& cx) {
-  const Inputs in("lstm_cell", gates, bias_ih, bias_hh, cx);
-  const BackendCall call(gates);
+  BackendCall call(gates);
+  const Inputs in(call, "lstm_cell", gates, bias_ih, bias_hh, cx);
   at::Tensor hy = in.make(true, cx.sizes()), cy = in.make(true, cx.sizes());
   if (cx.numel() > 0) {
-    call(&Backend::lstm_cell_forward, LstmCellForwardParams{in.params, mutable_data(hy), mutable_data(cy)});
+    call(&Backend::lstm_cell_forward, LstmCellForwardParams{in.params, call.output(hy), call.output(cy)});
   }
   return {hy, cy};
 }
@@ -89,8 +90,8 @@ Three lstm_cell_pointwise_backward(const OptionalTensor& grad_hy, const Optional
                                    const at::Tensor& gates, const OptionalTensor& bias_ih,
                                    const OptionalTensor& bias_hh, const at::Tensor& cx,
                                    std::array<bool, 3> output_mask) {
-  const Inputs in("lstm_cell_backward", gates, bias_ih, bias_hh, cx);
-  const BackendCall call(gates);
+  BackendCall call(gates);
+  const Inputs in(call, "lstm_cell_backward", gates, bias_ih, bias_hh, cx);
   // The bias gradient is a sum of the gates' gradients, which are therefore always made.
   at::Tensor grad_gates = in.make(true, gates.sizes()), grad_cx = in.make(output_mask[1], cx.sizes()),
              grad_bias = in.make(output_mask[2], {4 * in.params.H});
@@ -100,9 +101,9 @@ Three lstm_cell_pointwise_backward(const OptionalTensor& grad_hy, const Optional
   p.in = in.params;
   p.grad_hy = in.take("grad_hy", grad_hy, cx.sizes(), gh);
   p.grad_cy = in.take("grad_cy", grad_cy, cx.sizes(), gc);
-  p.grad_gates = mutable_data(grad_gates);
-  p.grad_cx = output_mask[1] ? mutable_data(grad_cx) : nullptr;
-  p.grad_bias = output_mask[2] ? mutable_data(grad_bias) : nullptr;
+  p.grad_gates = call.output(grad_gates);
+  p.grad_cx = output_mask[1] ? call.output(grad_cx) : nullptr;
+  p.grad_bias = output_mask[2] ? call.output(grad_bias) : nullptr;
   call(&Backend::lstm_cell_backward, &Backend::lstm_cell_backward_workspace, p);
   return {grad_gates, grad_cx, grad_bias};
 }
@@ -112,8 +113,8 @@ Five lstm_cell_pointwise_double_backward(const OptionalTensor& gg_gates, const O
                                          const OptionalTensor& grad_cy, const at::Tensor& gates,
                                          const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                                          const at::Tensor& cx, std::array<bool, 5> output_mask) {
-  const Inputs in("lstm_cell_double_backward", gates, bias_ih, bias_hh, cx);
-  const BackendCall call(gates);
+  BackendCall call(gates);
+  const Inputs in(call, "lstm_cell_double_backward", gates, bias_ih, bias_hh, cx);
   const bool want_gates = output_mask[2] || output_mask[4];
   at::Tensor d_grad_hy = in.make(output_mask[0], cx.sizes()), d_grad_cy = in.make(output_mask[1], cx.sizes()),
              d_gates = in.make(want_gates, gates.sizes()), d_cx = in.make(output_mask[3], cx.sizes()),
@@ -127,11 +128,11 @@ Five lstm_cell_pointwise_double_backward(const OptionalTensor& gg_gates, const O
   p.gg_bias = in.take("gg_bias", gg_bias, {4 * in.params.H}, keep[2]);
   p.grad_hy = in.take("grad_hy", grad_hy, cx.sizes(), keep[3]);
   p.grad_cy = in.take("grad_cy", grad_cy, cx.sizes(), keep[4]);
-  p.d_grad_hy = output_mask[0] ? mutable_data(d_grad_hy) : nullptr;
-  p.d_grad_cy = output_mask[1] ? mutable_data(d_grad_cy) : nullptr;
-  p.d_gates = want_gates ? mutable_data(d_gates) : nullptr;
-  p.d_cx = output_mask[3] ? mutable_data(d_cx) : nullptr;
-  p.d_bias = output_mask[4] ? mutable_data(d_bias) : nullptr;
+  p.d_grad_hy = output_mask[0] ? call.output(d_grad_hy) : nullptr;
+  p.d_grad_cy = output_mask[1] ? call.output(d_grad_cy) : nullptr;
+  p.d_gates = want_gates ? call.output(d_gates) : nullptr;
+  p.d_cx = output_mask[3] ? call.output(d_cx) : nullptr;
+  p.d_bias = output_mask[4] ? call.output(d_bias) : nullptr;
   call(&Backend::lstm_cell_double_backward, &Backend::lstm_cell_double_backward_workspace, p);
   return {d_grad_hy, d_grad_cy, d_gates, d_cx, d_bias};
 }

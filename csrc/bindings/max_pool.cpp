@@ -124,7 +124,7 @@ tuple<at::Tensor, at::Tensor, at::Tensor> max_pool(const at::Tensor& input, IntA
   const at::MemoryFormat format = memory_format(channels_last, input.dim());
   p.geometry.layout = channels_last ? Layout::kChannelsLast : Layout::kChannelsFirst;
 
-  const BackendCall call(input);
+  BackendCall call(input);
   const Sizes size = output_size(p.geometry, input.dim() - 2);
   const auto options = [&](at::ScalarType type) { return input.options().dtype(type).memory_format(format); };
   const auto offsets_type = scalar_type_of(p.offset_type);
@@ -135,10 +135,10 @@ tuple<at::Tensor, at::Tensor, at::Tensor> max_pool(const at::Tensor& input, IntA
       return_indices ? at::empty(size, options(at::kLong)) : absent(input.options().dtype(at::kLong));
   if (output.numel() > 0) {
     const at::Tensor x = input.contiguous(format);
-    p.x = data(x);
-    p.y = mutable_data(output);
-    p.offsets = save_offsets ? mutable_data(offsets) : nullptr;
-    p.indices = return_indices ? static_cast<int64_t*>(mutable_data(indices)) : nullptr;
+    p.x = call.data(x);
+    p.y = call.output(output);
+    p.offsets = save_offsets ? call.output(offsets) : nullptr;
+    p.indices = return_indices ? static_cast<int64_t*>(call.output(indices)) : nullptr;
     call(&Backend::max_pool_forward, p);
   }
   return {output, offsets, indices};
@@ -179,14 +179,14 @@ at::Tensor max_pool_backward(const at::Tensor& grad_output, const at::Tensor& of
               offsets.device(), ", got ", grad_output.sizes(), " on ", grad_output.device());
   p.offset_type = offset_type_of(p.geometry);
   const at::MemoryFormat format = memory_format(p.geometry.layout == Layout::kChannelsLast, offsets.dim());
-  const BackendCall call(grad_output);
+  BackendCall call(grad_output);
   at::Tensor grad_input = at::empty(input_size, grad_output.options().memory_format(format));
   if (grad_input.numel() == 0) return grad_input;
   const at::Tensor g = grad_output.contiguous(format);
   const at::Tensor o = offsets.contiguous(format);
-  p.grad_y = data(g);
-  p.offsets = data(o);
-  p.grad_x = mutable_data(grad_input);
+  p.grad_y = call.data(g);
+  p.offsets = call.data(o);
+  p.grad_x = call.output(grad_input);
   call(&Backend::max_pool_backward, p);
   return grad_input;
 }
@@ -202,14 +202,14 @@ at::Tensor max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, I
               offsets.device());
   p.offset_type = offset_type_of(p.geometry);
   const at::MemoryFormat format = memory_format(p.geometry.layout == Layout::kChannelsLast, offsets.dim());
-  const BackendCall call(input);
+  BackendCall call(input);
   at::Tensor output = at::empty(offsets.sizes(), input.options().memory_format(format));
   if (output.numel() == 0) return output;
   const at::Tensor x = input.contiguous(format);
   const at::Tensor o = offsets.contiguous(format);
-  p.x = data(x);
-  p.offsets = data(o);
-  p.y = mutable_data(output);
+  p.x = call.data(x);
+  p.offsets = call.data(o);
+  p.y = call.output(output);
   call(&Backend::max_pool_gather, p);
   return output;
 }

@@ -1,4 +1,4 @@
-// From torch's tensors to the contracts' pointers, dtypes, layouts and strides.
+// From torch's tensors to the contracts' dtypes, layouts and strides.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,11 +12,6 @@ DType dtype_of(const char* op, const char* argument, const at::Tensor& tensor);
 
 // The type in which sums of this dtype are kept, as torch names it.
 at::ScalarType acc_scalar_type(at::ScalarType type);
-
-inline const void* data(const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; }
-inline const void* data(const std::optional<at::Tensor>& t) { return t.has_value() ? data(*t) : nullptr; }
-// Null for an output that was not asked for: an undefined one.
-inline void* mutable_data(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
 // channels_last of the tensor's rank (4-D: channels_last, 5-D: channels_last_3d) or contiguous.
 at::MemoryFormat memory_format(bool channels_last, int64_t dim);

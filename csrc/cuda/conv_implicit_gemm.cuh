@@ -303,8 +303,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
       }
       __syncthreads();
     }
-  } else {
-    __syncthreads();  // out_col_offsets
   }
 
   // Out through shared memory, one line of every thread's part at a time, so that consecutive threads write

@@ -19,21 +19,27 @@
 
 #else
 
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 // T name[count] in shared memory, uninitialised; count is a constant.
 #define FASTNN_SHARED(T, name, count) __shared__ T name[count]
-// T* name: the block's dynamic shared memory, aligned to 16 bytes.
-#define FASTNN_DYNAMIC_SHARED(T, name)                                   \
-  extern __shared__ __align__(16) unsigned char fastnn_dynamic_shared[]; \
-  T* const name = reinterpret_cast<T*>(fastnn_dynamic_shared)
+// T* name: the block's dynamic shared memory, aligned to 16 bytes, or to `alignment` where copies by a tensor
+// map or swizzled tiles need more. A kernel has one.
+#define FASTNN_DYNAMIC_SHARED(T, name) FASTNN_DYNAMIC_SHARED_ALIGNED(T, name, 16)
+#define FASTNN_DYNAMIC_SHARED_ALIGNED(T, name, alignment) \
+  extern __shared__ __align__(alignment)                  \
+  unsigned char fastnn_dynamic_shared_##alignment[];      \
+  T* const name = reinterpret_cast<T*>(fastnn_dynamic_shared_##alignment)
 
 namespace fastnn::cuda {
 
 using float16_t = __half;
 using bfloat16_t = __nv_bfloat16;
+using float16x2_t = __half2;
+using bfloat16x2_t = __nv_bfloat162;
 
 __device__ __forceinline__ double to_acc(double v) { return v; }
 __device__ __forceinline__ float to_acc(float v) { return v; }
@@ -58,11 +64,21 @@ __device__ __forceinline__ bfloat16_t from_acc<bfloat16_t>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// Puts a kernel on a stream and reports what the runtime says of the launch. Never synchronises. An empty
-// grid is no launch.
+// To the nearest number of tf32, ties away from zero. A tensor core cuts off what a plain float has beyond
+// tf32: this halves that error and makes it unbiased.
+__device__ __forceinline__ float round_to_tf32(float v) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+  return __uint_as_float(bits);
+}
+
+namespace detail {
+
+// Never synchronises. An empty grid is no launch.
 template <typename... KernelArgs, typename... Args>
-Status launch(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 block,
-              size_t dynamic_shared_bytes, Stream stream, const Args&... args) {
+Status launch_with(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 block,
+                   size_t dynamic_shared_bytes, Stream stream, cudaLaunchAttribute* attributes,
+                   unsigned attribute_count, const Args&... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return Status::success();
   if (dynamic_shared_bytes > 48 * 1024) {
     const cudaError_t error =
@@ -70,9 +86,82 @@ Status launch(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 b
                              static_cast<int>(dynamic_shared_bytes));
     if (error != cudaSuccess) return Status::error(cudaGetErrorString(error), name);
   }
-  kernel<<<grid, block, dynamic_shared_bytes, stream>>>(static_cast<KernelArgs>(args)...);
-  const cudaError_t error = cudaGetLastError();  // takes the error with it: no later call sees it
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = attribute_count;
+  cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<KernelArgs>(args)...);
+  if (error == cudaSuccess) {
+    error = cudaGetLastError();
+  } else {
+    cudaGetLastError();  // takes the error with it: no later call sees it
+  }
   return error == cudaSuccess ? Status::success() : Status::error(cudaGetErrorString(error), name);
+}
+
+}  // namespace detail
+
+// Puts a kernel on a stream and reports what the runtime says of the launch.
+template <typename... KernelArgs, typename... Args>
+Status launch(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 block,
+              size_t dynamic_shared_bytes, Stream stream, const Args&... args) {
+  return detail::launch_with(name, kernel, grid, block, dynamic_shared_bytes, stream, nullptr, 0, args...);
+}
+
+// The same in clusters of blocks, which see each other's shared memory (sm_90; cluster.cuh). `cluster` divides
+// `grid` and has at most 8 blocks, 16 where the kernel allows it.
+template <typename... KernelArgs, typename... Args>
+Status launch_cluster(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 cluster, dim3 block,
+                      size_t dynamic_shared_bytes, Stream stream, const Args&... args) {
+  if (cluster.x * cluster.y * cluster.z > 8) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return Status::error(cudaGetErrorString(error), name);
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster.x;
+  attribute.val.clusterDim.y = cluster.y;
+  attribute.val.clusterDim.z = cluster.z;
+  return detail::launch_with(name, kernel, grid, block, dynamic_shared_bytes, stream, &attribute, 1, args...);
+}
+
+// The same with all blocks resident at once, so that grid_sync() of cluster.cuh may be used. The grid has at
+// most max_cooperative_blocks().
+template <typename... KernelArgs, typename... Args>
+Status launch_cooperative(const char* name, void (*kernel)(KernelArgs...), dim3 grid, dim3 block,
+                          size_t dynamic_shared_bytes, Stream stream, const Args&... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  return detail::launch_with(name, kernel, grid, block, dynamic_shared_bytes, stream, &attribute, 1, args...);
+}
+
+template <typename... KernelArgs>
+Status max_cooperative_blocks(void (*kernel)(KernelArgs...), int threads, size_t dynamic_shared_bytes,
+                              int* blocks) {
+  int device = 0, multiprocessors = 0, of_each = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess && dynamic_shared_bytes > 48 * 1024) {
+    error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(dynamic_shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, kernel, threads, dynamic_shared_bytes);
+  }
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return Status::error(cudaGetErrorString(error), "max_cooperative_blocks");
+  }
+  *blocks = multiprocessors * of_each;
+  return Status::success();
 }
 
 }  // namespace fastnn::cuda

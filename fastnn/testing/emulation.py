@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -31,9 +32,10 @@ def library_path() -> Path:
     path = package / _NAME
     if not path.is_file():
         raise FileNotFoundError(
-            f"the emulated CUDA kernels, {path}, are not built. In a clone of fastnn, `make test` builds them, "
-            "and so does `FASTNN_EMULATOR=on pip install --no-build-isolation -e .`. FASTNN_EMULATOR_LIBRARY "
-            "names a library that is elsewhere; FASTNN_TEST_EMULATOR=0 leaves the emulated tests out."
+            f"the emulated CUDA kernels, {path}, are not built. In a clone of fastnn, `FASTNN_EMULATE=1 pytest` "
+            "builds them and runs the emulated tests, and `make test` builds them and runs all. "
+            "FASTNN_EMULATOR_LIBRARY names a library that is elsewhere; FASTNN_TEST_EMULATOR=0 leaves the emulated "
+            "tests out."
         )
     return path
 
@@ -62,3 +64,27 @@ def emulated_cuda() -> Iterator[None]:
         yield
     finally:
         _C.set_emulated(before)
+
+
+@contextmanager
+def execution_order(seed: int, workers: int) -> Iterator[None]:
+    """Within the context, emulated kernels run their blocks, warps and lanes in another order.
+
+    Args:
+        seed: Of the random order; 0 is the natural one.
+        workers: OS threads that blocks are spread over, at least 1.
+
+    Raises:
+        FileNotFoundError: As :func:`library_path`.
+    """
+    library = ctypes.CDLL(str(library_path()))
+    library.fastnn_emulator_seed.restype = ctypes.c_uint64
+    library.fastnn_emulator_set_seed.argtypes = [ctypes.c_uint64]
+    before = library.fastnn_emulator_seed(), library.fastnn_emulator_workers()
+    library.fastnn_emulator_set_seed(seed)
+    library.fastnn_emulator_set_workers(workers)
+    try:
+        yield
+    finally:
+        library.fastnn_emulator_set_seed(before[0])
+        library.fastnn_emulator_set_workers(before[1])

@@ -2,7 +2,7 @@
 #include <cstdint>
 
 #include "../../csrc/ops/backend.h"
-#include "options.h"
+#include "scheduler/options.h"
 
 #define FASTNN_EXPORT extern "C" __attribute__((visibility("default")))
 

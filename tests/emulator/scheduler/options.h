@@ -1,0 +1,19 @@
+// Settings of the emulator, from the environment until set.
+#pragma once
+
+#include <cstdint>
+
+namespace fastnn::emulator {
+
+// FASTNN_EMULATOR_SEED: 0 runs blocks, warps and lanes in natural order, anything else in a random one.
+void set_seed(uint64_t seed);
+uint64_t seed();
+// FASTNN_EMULATOR_THREADS: OS threads that blocks are spread over; by default one for each core, at most 16.
+void set_workers(unsigned count);
+unsigned workers();
+
+// FASTNN_EMULATOR_MULTIPROCESSORS: of the device that is played; a cooperative grid must fit on them.
+void set_multiprocessors(unsigned count);
+unsigned multiprocessors();
+
+}  // namespace fastnn::emulator
