@@ -120,16 +120,6 @@ MUTATIONS = (
         VALUES,
     ),
     Mutation(
-        "block_reduce_barrier_after",
-        "a block's reduction returns while others still read its scratch memory",
-        "csrc/cuda/reduce.cuh",
-        "value = warp_reduce(value); } __syncthreads(); return value;",
-        "value = warp_reduce(value); }\n  return value;",
-        EMULATOR,
-        f"{NORM} {CELL}",
-        "emulated and float32",
-    ),
-    Mutation(
         "column_reduce_barrier",
         "a column's reduction reads the other rows' sums without a barrier",
         "csrc/cuda/reduce.cuh",
