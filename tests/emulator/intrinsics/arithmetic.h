@@ -219,11 +219,11 @@ inline float rounded_fma(float a, float b, float c, Rounding rounding) {
     return fastnn::emulator::round_to_float(static_cast<double>(a) * b, rounding);                             \
   }                                                                                                            \
   inline float __fdiv_##suffix(float a, float b) noexcept {                                                    \
-    return fastnn::emulator::round_to_float(fastnn::emulator::odd_quotient(a, b), rounding);                   \
+    return fastnn::emulator::round_to_float(static_cast<double>(a) / b, rounding);                             \
   }                                                                                                            \
   inline float __frcp_##suffix(float v) noexcept { return __fdiv_##suffix(1.0f, v); }                          \
   inline float __fsqrt_##suffix(float v) noexcept {                                                            \
-    return fastnn::emulator::round_to_float(fastnn::emulator::odd_root(v), rounding);                          \
+    return fastnn::emulator::round_to_float(std::sqrt(static_cast<double>(v)), rounding);                      \
   }                                                                                                            \
   inline float __fmaf_##suffix(float a, float b, float c) noexcept {                                           \
     return fastnn::emulator::rounded_fma(a, b, c, rounding);                                                   \

@@ -39,7 +39,7 @@ bool is_nan(T v) {
 template <typename T>
 constexpr T kHalfNan{static_cast<uint16_t>(HalfFormat<T>::kNan)};
 
-// Products of two are exact in a double; so are their quotients as far as rounding to 11 bits can tell.
+// Products of two are exact in a double; for quotients see rounding.h.
 template <typename T>
 T half_sum(T a, T b) {
   return half_from<T>(odd_sum(exactly(a), exactly(b)));
@@ -50,7 +50,7 @@ T half_product(T a, T b) {
 }
 template <typename T>
 T half_quotient(T a, T b) {
-  return half_from<T>(odd_quotient(exactly(a), exactly(b)));
+  return half_from<T>(exactly(a) / exactly(b));
 }
 template <typename T>
 T half_fma(T a, T b, T c) {

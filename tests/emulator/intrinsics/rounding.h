@@ -65,30 +65,18 @@ inline uint32_t round_to_bits(double value, Rounding rounding) {
   return sign | (Format::kInfinity - (to_infinity ? 0 : 1));
 }
 
-// The result rounded to odd, given the nearest double and the sign of what it lacks.
-inline double make_odd(double nearest, double lacking) {
-  const uint64_t bits = std::bit_cast<uint64_t>(nearest);
-  if (lacking == 0 || (bits & 1) != 0 || !std::isfinite(nearest)) return nearest;
-  return std::bit_cast<double>((lacking > 0) == (nearest > 0) ? bits + 1 : bits - 1);
-}
-
-// Operands far enough from the ends of a double's range, as those that come of narrower formats are.
+// Of operands far enough from the ends of a double's range, as those that come of narrower formats are.
+// Quotients and roots of such need nothing of the kind: as doubles they are on the right side of every number
+// and tie, for what is not one differs from it by more than 2^-51 of itself (the dividend is no multiple of a
+// product of 49 bits).
 inline double odd_sum(double a, double b) {
   const double sum = a + b;
-  if (!std::isfinite(sum)) return sum;
+  const uint64_t bits = std::bit_cast<uint64_t>(sum);
+  if ((bits & 1) != 0 || !std::isfinite(sum)) return sum;
   const double b_taken = sum - a;
-  return make_odd(sum, (a - (sum - b_taken)) + (b - b_taken));  // Knuth's exact error of a sum
-}
-inline double odd_quotient(double a, double b) {
-  const double quotient = a / b;
-  if (quotient == 0 || !std::isfinite(quotient)) return quotient;
-  const double rest = std::fma(-quotient, b, a);
-  return make_odd(quotient, b < 0 ? -rest : rest);
-}
-inline double odd_root(double v) {
-  const double root = std::sqrt(v);
-  if (root == 0 || !std::isfinite(root)) return root;
-  return make_odd(root, std::fma(-root, root, v));
+  const double lacking = (a - (sum - b_taken)) + (b - b_taken);  // Knuth's exact error of a sum
+  if (lacking == 0) return sum;
+  return std::bit_cast<double>((lacking > 0) == (sum > 0) ? bits + 1 : bits - 1);
 }
 inline double odd_integer(uint64_t v) {
   if (v >> 53 != 0) v = (v & ~uint64_t{0xfff}) | (v & 0xfff ? 0x1000 : 0);

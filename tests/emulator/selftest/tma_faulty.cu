@@ -80,9 +80,8 @@ FASTNN_FAULTY(bulk_load_of_more_than_expected, "racecheck",
               R"re(load_kernel: .*too few bytes expected|^sum)re") {
   return run_load<Mistake::kTooFewBytes>();
 }
-FASTNN_FAULTY(
-    bulk_load_of_less_than_expected, "hangs",
-    R"re(load_kernel: .*phase 0 \(0 of 1 arrivals missing, 528 bytes expected, 512 under way)re") {
+FASTNN_FAULTY(bulk_load_of_less_than_expected, "hangs",
+              R"re(load_kernel: .*phase 0 \(0 of 1 arrivals missing, 528 bytes expected, 512 under way)re") {
   return run_load<Mistake::kTooManyBytes>();
 }
 FASTNN_FAULTY(bulk_load_that_nobody_expects, "racecheck",
