@@ -3,8 +3,8 @@
 ``cpu`` always; ``cuda`` where torch sees a device; ``emulated`` runs the CUDA kernels on CPU tensors under the
 emulator of ``tests/emulator``. Without the emulator's library the emulated tests fail and say how to build it;
 ``FASTNN_TEST_EMULATOR=0`` leaves them out. ``FASTNN_EMULATE=1`` leaves them alone instead, and first builds the
-library where it is older than its sources; ``FASTNN_EMULATE=asan`` does so with AddressSanitizer, ``FASTNN_EMULATE=gdb``
-for a debugger.
+library where it is older than its sources; ``FASTNN_EMULATE=asan`` does so with AddressSanitizer,
+``FASTNN_EMULATE=gdb`` for a debugger.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 from emulator.build import build
 from hypothesis import settings
 
+from fastnn.testing.cases import affordable_in_emulator
 from fastnn.testing.emulation import emulated_cuda, execution_order
 
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, print_blob=True)
@@ -109,18 +110,11 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 def _affordable_in_emulator(params: dict) -> bool:
-    """The emulator runs every thread on the CPU: small cases and those that cross a tile's edge, and of the
-    dtypes other than float32 the two native layouts alone; of the gradient checks, the quick ones."""
-    case, check = params.get("case"), params.get("check")
+    """The emulator runs every thread on the CPU: a part of the cases, and of the gradient checks the quick ones."""
+    check = params.get("check")
     if check is not None and not check.quick:
         return False
-    if case is not None and not (case.small or case.crosses_tile):
-        return False
-    return params.get("dtype") in (None, torch.float32) or params.get("layout") in (
-        None,
-        "contiguous",
-        "channels_last",
-    )
+    return affordable_in_emulator(params.get("case"), params.get("dtype"), params.get("layout"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -99,8 +99,8 @@ def _run(args: argparse.Namespace) -> list[str]:
 
     from rich.console import Console
 
+    from fastnn.bench.timing import describe_machine
     from fastnn.demo import report
-    from fastnn.testing.bench import describe_machine
 
     console = Console(highlight=False)
     sides = ("fastnn",) if args.no_compare else ("torch", "fastnn")
@@ -141,30 +141,12 @@ def _require(distribution: str, module: str) -> None:
 
 def _device(name: str) -> torch.device:
     """Returns the device of that name after making sure that torch and fastnn can use it."""
-    import torch
-
-    import fastnn
+    from fastnn.testing.devices import usable_device
 
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise DemoError(f"unknown device {name!r}: choose cpu, cuda or cuda:N")
-    if device.type == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees no usable GPU"
-        raise DemoError(f"--device {name}: {why}")
-    facts = fastnn.info()
-    if not facts["cuda"]["built"]:
-        raise DemoError(f"--device {name}: this fastnn was built without CUDA")
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if index >= len(facts["devices"]):
-        raise DemoError(f"--device {name}: torch sees {len(facts['devices'])} GPU(s), counted from 0")
-    if not facts["devices"][index]["supported"]:
-        raise DemoError(f"--device {name}: this fastnn has no code for {facts['devices'][index]['name']}")
-    return torch.device("cuda", index)
+        return usable_device(name)
+    except ValueError as error:
+        raise DemoError(str(error)) from None
 
 
 def _output_directory(name: str) -> Path:

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fastnn.testing.bench import time_in_turn
+from fastnn.bench.timing import time_in_turn
 
 # Types by torch's names: fastnn's layers are subclasses of them, so one list finds both sides' layers.
 TIMED_LAYERS = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.MaxPool2d, torch.nn.LSTMCell)

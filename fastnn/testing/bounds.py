@@ -14,12 +14,18 @@ that type:
 - exp, tanh, sigmoid: 4 u, absolute, since their values are at most 1 where they are used;
 - storing in a half type: half a unit in the last place.
 
+Where a tensor repeats one row (stride 0), a sum has the same term again and again, whose rounding errors are the same
+again and again: they are not independent, and the classical bound alone holds. :func:`repeated_terms` chooses it.
+
 float64 is judged by an oracle in float64, which errs by as much as the kernel: its u is doubled. The bounds are
 first-order, with the products of two errors kept where half types make them matter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -52,9 +58,22 @@ class Arithmetic:
         return Arithmetic(accumulate, info.eps / 2, info.tiny * info.eps)
 
 
+_independent = ContextVar("independent", default=True)
+
+
+@contextmanager
+def repeated_terms() -> Iterator[None]:
+    """Within the context, the rounding errors of a sum's terms need not be independent."""
+    token = _independent.set(False)
+    try:
+        yield
+    finally:
+        _independent.reset(token)
+
+
 def growth(n: int) -> float:
     """Error of an n-term sum in units of u times the sum of the terms' absolute values."""
-    return min(float(n), 2.0 * n**0.5)
+    return min(float(n), 2.0 * n**0.5) if _independent.get() else float(n)
 
 
 @dataclass

@@ -115,6 +115,10 @@ class Case(abc.ABC):
     """What every op's case has.
 
     Attributes:
+        op: the op's name.
+        outputs: names of its outputs, in order; the last ones may be missing.
+        differentiable: names of the inputs that have gradients.
+        free_of_threads: whether the bits of the op on a CPU are the same for any number of threads.
         id: name in test ids, unique within the op.
         small: cheap enough for the emulator in every dtype and layout.
         crosses_tile: larger than a kernel's tile; the emulator runs it too.
@@ -123,7 +127,9 @@ class Case(abc.ABC):
     """
 
     op: ClassVar[str]
+    outputs: ClassVar[tuple[str, ...]]
     differentiable: ClassVar[tuple[str, ...]]
+    free_of_threads: ClassVar[bool] = True
     id: str
     small: bool = False
     crosses_tile: bool = False
@@ -152,6 +158,7 @@ class Conv2dCase(Case):
     """input [N, C, H, W] or [C, H, W]; weight [filters, C / groups, *kernel]; bias [filters]."""
 
     op: ClassVar[str] = "conv2d"
+    outputs: ClassVar[tuple[str, ...]] = ("output",)
     differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
     shape: tuple[int, ...]
     filters: int
@@ -198,6 +205,7 @@ class MaxPool2dCase(Case):
     """input [N, C, H, W] or [C, H, W]; ``stride`` None is the kernel's size."""
 
     op: ClassVar[str] = "max_pool2d"
+    outputs: ClassVar[tuple[str, ...]] = ("output", "indices")
     differentiable: ClassVar[tuple[str, ...]] = ("input",)
     shape: tuple[int, ...]
     kernel: Pair
@@ -237,6 +245,7 @@ class BatchNormCase(Case):
     """
 
     op: ClassVar[str] = "batch_norm"
+    outputs: ClassVar[tuple[str, ...]] = ("output",)
     differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
     shape: tuple[int, ...]
     training: bool = True
@@ -288,7 +297,9 @@ class LstmCellCase(Case):
     ``through`` names the outputs through which the gradient comes: ``both``, ``h`` or ``c``.
     """
 
+    free_of_threads: ClassVar[bool] = False  # its matrix products are torch's
     op: ClassVar[str] = "lstm_cell"
+    outputs: ClassVar[tuple[str, ...]] = ("h", "c")
     differentiable: ClassVar[tuple[str, ...]] = ("input", "hx", "cx", "w_ih", "w_hh", "b_ih", "b_hh")
     rows: int
     input_size: int
@@ -539,3 +550,18 @@ CASES: dict[str, tuple[Case, ...]] = {
     "batch_norm": BATCH_NORM,
     "lstm_cell": LSTM_CELL,
 }
+
+
+def affordable_in_emulator(case: Case | None, dtype: torch.dtype | None, layout: str | None) -> bool:
+    """Whether the emulator, which runs every thread on the CPU, is given a case.
+
+    It gets small cases and those that cross a tile's edge, and of the dtypes other than float32 the two native
+    layouts alone.
+
+    Args:
+        case: None for one that is affordable.
+        dtype: None for one that counts as float32.
+        layout: None for a native one.
+    """
+    affordable = case is None or case.small or case.crosses_tile
+    return affordable and (dtype in (None, torch.float32) or layout in (None, "contiguous", "channels_last"))

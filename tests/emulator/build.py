@@ -3,7 +3,7 @@
     python tests/emulator/build.py [--kind asan|gdb]
 
 It works in build/emulator, with AddressSanitizer in build/emulator-asan, for a debugger (not optimised, with all that
-gdb wants to know) in build/emulator-gdb, and prints the library's path. One process builds at a time; others wait for it.
+gdb wants to know) in build/emulator-gdb, and prints the library's path. One process builds at a time; others wait.
 """
 
 from __future__ import annotations
