@@ -176,7 +176,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     if path is not None:
         console.print(f"record: {path}", soft_wrap=True)
     if interrupted:
-        print("fastnn bench: interrupted; the rows above are what was measured", file=sys.stderr)
+        found = "the rows above are what was measured" if record["rows"] else "no row was measured"
+        print(f"fastnn bench: interrupted; {found}", file=sys.stderr)
         return INTERRUPTED
     return WRONG if any(row["wrong"] is not None for row in record["rows"]) else SUCCESS
 

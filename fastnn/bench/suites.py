@@ -132,8 +132,9 @@ class WholeNetwork(Layer):
         return max(part.terms for part, _ in traced(self.name, self.batch))
 
     def reduced(self) -> Layer:
-        """See the class."""
-        return replace(self, batch=min(self.batch, 2))
+        """See the class. Batch norm needs more images than one; torch's float64 convolutions are slow."""
+        has_norm = any(isinstance(part, Norm) for part, _ in traced(self.name, self.batch))
+        return replace(self, batch=min(self.batch, 2 if has_norm else 1))
 
 
 def layers(suite: str, batch: int) -> list[tuple[Layer, int]]:

@@ -153,7 +153,9 @@ def verdict(record: dict[str, Any], planned: int, budget: float) -> list[str]:
     rows = record["rows"]
     wrong = [row for row in rows if row["wrong"] is not None]
     noisy = sum(row["noisy"] is not None for row in rows)
-    lines = [f"{len(rows)} of {planned} rows in {units.duration(record['seconds'])}; {limits_line(record)}"]
+    lines = [f"{len(rows)} of {planned} rows in {units.duration(record['seconds'])}"]
+    if record["limits"]:
+        lines[0] += f"; {limits_line(record)}"
     if record["seconds"] > 1.1 * budget:
         lines.append(
             f"longer than the budget of {units.duration(budget)}: three rounds of each row take that long; "
