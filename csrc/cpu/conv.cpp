@@ -30,7 +30,10 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "conv_depthwise.h"
+#include "conv_depthwise_channels.h"
+#include "conv_depthwise_channels_grad.h"
+#include "conv_depthwise_planes.h"
+#include "conv_depthwise_planes_grad.h"
 #include "conv_grad_bias.h"
 #include "conv_patches.h"
 #include "conv_product.h"
@@ -105,45 +108,25 @@ bool channels_contiguous(const int64_t (&size)[kSpatialDims], const ConvStrides&
 // Which kernel computes a convolution.
 enum class Variant { kProduct, kDepthwiseByChannels, kDepthwiseByPlanes };
 
-// matrices: the operands that the form by planes would load along positions.
-template <typename... Matrices>
+// y_strides: of the activation on the output's side, which grad_input reads.
+template <typename acc_t>
 Variant choose_variant(const ConvGeometry& g, const ConvStrides& x_strides, const ConvStrides& y_strides,
-                       const Matrices&... matrices) {
-  if (g.C != g.groups || g.K != g.groups || g.groups == 1) return Variant::kProduct;
+                       bool grad_input) {
+  if (g.C != g.groups || g.K != g.groups || g.groups == 1 || volume(g.kernel) > kMaxTaps)
+    return Variant::kProduct;
+  if (grad_input && *std::max_element(g.stride, g.stride + kSpatialDims) > kMaxResidues)
+    return Variant::kProduct;
   const bool x_by_channels = channels_contiguous(g.in, x_strides);
-  if (x_by_channels && channels_contiguous(g.out, y_strides)) {
-    return volume(g.kernel) <= kMaxPanelSpan ? Variant::kDepthwiseByChannels : Variant::kProduct;
+  if (x_by_channels && channels_contiguous(g.out, y_strides)) return Variant::kDepthwiseByChannels;
+  const auto columns_contiguous = [](const int64_t (&size)[kSpatialDims], const ConvStrides& strides) {
+    return strides[4] == 1 || size[2] <= 1;
+  };
+  if (x_by_channels || !columns_contiguous(g.in, x_strides) || !columns_contiguous(g.out, y_strides)) {
+    return Variant::kProduct;
   }
-  const bool by_planes =
-      !x_by_channels && ((matrices.positions.stride[3] == 1 || matrices.positions.size[3] == 1) && ...);
-  return by_planes && volume(g.kernel) <= kMaxPlaneTaps ? Variant::kDepthwiseByPlanes : Variant::kProduct;
-}
-
-template <typename scalar_t>
-int64_t product_bytes(Variant variant, const Product<scalar_t, scalar_t>& product) {
-  using acc_t = acc_type<scalar_t>;
-  const int64_t taps = product.columns.depth.length(), channels = product.groups;
-  switch (variant) {
-    case Variant::kDepthwiseByChannels:
-      return depthwise_multiply_bytes<acc_t>(taps, channels);
-    case Variant::kDepthwiseByPlanes:
-      return plane_multiply_bytes<acc_t>(taps, channels);
-    case Variant::kProduct:
-      break;
-  }
-  return ProductPlan<acc_t>(product).bytes();
-}
-
-template <typename scalar_t>
-void run_product(Variant variant, const Product<scalar_t, scalar_t>& product, void* workspace) {
-  switch (variant) {
-    case Variant::kProduct:
-      return ProductRunner<scalar_t, scalar_t>(product, workspace).run();
-    case Variant::kDepthwiseByChannels:
-      return depthwise_multiply(product, workspace);
-    case Variant::kDepthwiseByPlanes:
-      return plane_multiply(product, workspace);
-  }
+  const auto make = grad_input ? DepthwiseDim::grad_input : DepthwiseDim::forward;
+  const DepthwiseDim dim[] = {make(g, 0), make(g, 1), make(g, 2)};
+  return PlanePlan<acc_t>(dim, g.C, false).fits ? Variant::kDepthwiseByPlanes : Variant::kProduct;
 }
 
 // Puts filters and patches on their sides. Positions are the columns, unless channels are contiguous in both
@@ -410,10 +393,18 @@ int64_t partial_sums_bytes(const ConvGeometry& g) {
 Status conv_forward(const ConvForwardParams& params, Stream) {
   return dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const auto product = forward_product<scalar_t>(params);
-    const Variant variant =
-        choose_variant(params.geometry, params.x_strides, params.y_strides, product.columns);
-    run_product(variant, product, params.workspace);
+    using acc_t = acc_type<scalar_t>;
+    switch (choose_variant<acc_t>(params.geometry, params.x_strides, params.y_strides, false)) {
+      case Variant::kDepthwiseByChannels:
+        channels_gather(depthwise_forward<scalar_t>(params), params.workspace);
+        break;
+      case Variant::kDepthwiseByPlanes:
+        planes_gather(depthwise_forward<scalar_t>(params));
+        break;
+      case Variant::kProduct:
+        ProductRunner<scalar_t, scalar_t>(forward_product<scalar_t>(params), params.workspace).run();
+        break;
+    }
     return Status::success();
   });
 }
@@ -422,9 +413,17 @@ int64_t conv_forward_workspace(const ConvForwardParams& params) {
   int64_t bytes = 0;
   dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const auto product = forward_product<scalar_t>(params);
-    bytes = product_bytes(choose_variant(params.geometry, params.x_strides, params.y_strides, product.columns),
-                          product);
+    using acc_t = acc_type<scalar_t>;
+    switch (choose_variant<acc_t>(params.geometry, params.x_strides, params.y_strides, false)) {
+      case Variant::kDepthwiseByChannels:
+        bytes = channels_gather_bytes<acc_t>(volume(params.geometry.kernel), params.geometry.C);
+        break;
+      case Variant::kDepthwiseByPlanes:
+        break;
+      case Variant::kProduct:
+        bytes = ProductPlan<acc_t>(forward_product<scalar_t>(params)).bytes();
+        break;
+    }
     return Status::success();
   });
   return bytes;
@@ -433,11 +432,20 @@ int64_t conv_forward_workspace(const ConvForwardParams& params) {
 Status conv_grad_input(const ConvGradInputParams& params, Stream) {
   return dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    for_each_residue<scalar_t>(params, [&](const Product<scalar_t, scalar_t>& product) {
-      const Variant variant =
-          choose_variant(params.geometry, params.grad_x_strides, params.grad_y_strides, product.columns);
-      run_product(variant, product, params.workspace);
-    });
+    using acc_t = acc_type<scalar_t>;
+    switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
+      case Variant::kDepthwiseByChannels:
+        channels_gather(depthwise_grad_input<scalar_t>(params), params.workspace);
+        break;
+      case Variant::kDepthwiseByPlanes:
+        planes_gather(depthwise_grad_input<scalar_t>(params));
+        break;
+      case Variant::kProduct:
+        for_each_residue<scalar_t>(params, [&](const Product<scalar_t, scalar_t>& product) {
+          ProductRunner<scalar_t, scalar_t>(product, params.workspace).run();
+        });
+        break;
+    }
     return Status::success();
   });
 }
@@ -446,11 +454,19 @@ int64_t conv_grad_input_workspace(const ConvGradInputParams& params) {
   int64_t bytes = 0;
   dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    for_each_residue<scalar_t>(params, [&](const Product<scalar_t, scalar_t>& product) {
-      const Variant variant =
-          choose_variant(params.geometry, params.grad_x_strides, params.grad_y_strides, product.columns);
-      bytes = std::max(bytes, product_bytes(variant, product));
-    });
+    using acc_t = acc_type<scalar_t>;
+    switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
+      case Variant::kDepthwiseByChannels:
+        bytes = channels_gather_bytes<acc_t>(volume(params.geometry.kernel), params.geometry.C);
+        break;
+      case Variant::kDepthwiseByPlanes:
+        break;
+      case Variant::kProduct:
+        for_each_residue<scalar_t>(params, [&](const Product<scalar_t, scalar_t>& product) {
+          bytes = std::max(bytes, ProductPlan<acc_t>(product).bytes());
+        });
+        break;
+    }
     return Status::success();
   });
   return bytes;
@@ -461,22 +477,22 @@ Status conv_grad_weight(const ConvGradWeightParams& params, Stream) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
     const ConvGeometry& g = params.geometry;
-    auto product = grad_weight_product<scalar_t>(params);
-    const Variant variant =
-        choose_variant(g, params.x_strides, params.grad_y_strides, product.rows, product.columns);
-    if (variant == Variant::kDepthwiseByChannels) {
-      depthwise_grad_weight(product, grad_weight_places(params), params.grad_w_strides[0],
-                            static_cast<scalar_t*>(params.grad_w), params.workspace);
-      return Status::success();
+    switch (choose_variant<acc_t>(g, params.x_strides, params.grad_y_strides, false)) {
+      case Variant::kDepthwiseByChannels:
+        channels_grad_weight<scalar_t>(params);
+        break;
+      case Variant::kDepthwiseByPlanes:
+        planes_grad_weight<scalar_t>(params);
+        break;
+      case Variant::kProduct: {
+        auto product = grad_weight_product<scalar_t>(params);
+        product.out = static_cast<acc_t*>(params.workspace);
+        char* const workspace = static_cast<char*>(params.workspace) + partial_sums_bytes<scalar_t>(g);
+        ProductRunner<scalar_t, acc_t>(product, workspace).run();
+        add_splits<scalar_t>(params, product, product.out);
+        break;
+      }
     }
-    product.out = static_cast<acc_t*>(params.workspace);
-    if (variant == Variant::kDepthwiseByPlanes) {
-      plane_grad_weight(product);
-    } else {
-      char* const workspace = static_cast<char*>(params.workspace) + partial_sums_bytes<scalar_t>(g);
-      ProductRunner<scalar_t, acc_t>(product, workspace).run();
-    }
-    add_splits<scalar_t>(params, product, product.out);
     return Status::success();
   });
 }
@@ -487,16 +503,19 @@ int64_t conv_grad_weight_workspace(const ConvGradWeightParams& params) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
     const ConvGeometry& g = params.geometry;
-    const auto product = grad_weight_product<scalar_t>(params);
-    switch (choose_variant(g, params.x_strides, params.grad_y_strides, product.rows, product.columns)) {
+    switch (choose_variant<acc_t>(g, params.x_strides, params.grad_y_strides, false)) {
       case Variant::kDepthwiseByChannels:
-        bytes = depthwise_grad_weight_bytes<acc_t>(product.splits, volume(g.kernel), g.C);
+        bytes = ChannelsGradPlan<acc_t>(g).bytes();
         break;
-      case Variant::kDepthwiseByPlanes:
-        bytes = partial_sums_bytes<scalar_t>(g);
+      case Variant::kDepthwiseByPlanes: {
+        const DepthwiseDim dim[] = {DepthwiseDim::forward(g, 0), DepthwiseDim::forward(g, 1),
+                                    DepthwiseDim::forward(g, 2)};
+        bytes = PlanesGradPlan<acc_t>(g, dim, dense_rows(params)).bytes(g.C);
         break;
+      }
       case Variant::kProduct:
-        bytes = partial_sums_bytes<scalar_t>(g) + ProductPlan<acc_t>(product).bytes();
+        bytes =
+            partial_sums_bytes<scalar_t>(g) + ProductPlan<acc_t>(grad_weight_product<scalar_t>(params)).bytes();
         break;
     }
     return Status::success();

@@ -8,20 +8,13 @@
 // multiply-adds.
 #pragma once
 
-#include <ATen/cpu/vec/vec.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
+#include "vec_convert.h"
+
 namespace fastnn::FASTNN_BACKEND {
-
-template <typename acc_t>
-using Vec = at::vec::Vectorized<acc_t>;
-
-// Lanes of a vector.
-template <typename acc_t>
-inline constexpr int64_t kLanes = Vec<acc_t>::size();
 
 #if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2) || defined(__aarch64__)
 // What the micro-kernel keeps in a register.

@@ -16,6 +16,13 @@ inline int64_t volume(const int64_t (&size)[kSpatialDims]) { return size[0] * si
 // With one channel both layouts are the same memory; the channels-first kernels then fill their vectors.
 inline bool channels_last(const PoolGeometry& g) { return g.layout == Layout::kChannelsLast && g.C > 1; }
 
+// Elements touched below which a task stays in the calling thread: about 10 us, what waking the pool costs.
+inline constexpr int64_t kGrainElements = 32 * 1024;
+
+inline int64_t grain(int64_t elements_per_task) {
+  return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_task));
+}
+
 // The same pooling with fewer dimensions: where windows span whole rows, the rows of a window are one longer
 // row, and offsets, indices and memory stay as they are. Global pooling becomes one contiguous window a plane.
 inline PoolGeometry folded(PoolGeometry g) {
@@ -38,6 +45,8 @@ inline PoolGeometry folded(PoolGeometry g) {
 // Half-open range of integers.
 struct Range {
   int64_t begin, end;
+
+  int64_t size() const { return end - begin; }
 };
 
 // Window positions along dimension d, for output o, that lie inside x.
@@ -54,12 +63,40 @@ inline Range covering_outputs(const PoolGeometry& g, int d, int64_t begin, int64
           std::min(g.out[d], floor_div(end - 1 + g.pad[d], g.stride[d]) + 1)};
 }
 
+// covering_outputs() of each column in ascending order, moved along without divisions.
+class CoveringColumns {
+ public:
+  explicit CoveringColumns(const PoolGeometry& g) : g_(g), span_(span(g, 2)) {}
+
+  Range of(int64_t iw) {
+    while (outputs_.end < g_.out[2] && outputs_.end * g_.stride[2] - g_.pad[2] <= iw) ++outputs_.end;
+    while (outputs_.begin < outputs_.end && outputs_.begin * g_.stride[2] - g_.pad[2] + span_ <= iw) {
+      ++outputs_.begin;
+    }
+    return outputs_;
+  }
+
+ private:
+  const PoolGeometry& g_;
+  int64_t span_;
+  Range outputs_{0, 0};
+};
+
 // One row of outputs: `plane` counts (n, c) pairs with channels first and n with channels last.
 struct OutputRow {
   int64_t plane, d, h;
 
   OutputRow(const PoolGeometry& g, int64_t row)
       : plane(row / (g.out[0] * g.out[1])), d(row / g.out[1] % g.out[0]), h(row % g.out[1]) {}
+
+  // The row after this one, without divisions.
+  void next(const PoolGeometry& g) {
+    if (++h < g.out[1]) return;
+    h = 0;
+    if (++d < g.out[0]) return;
+    d = 0;
+    ++plane;
+  }
 };
 
 // Where a window offset lies relative to the window's start, in input elements.
@@ -95,6 +132,13 @@ class DisplacementTable {
   bool tabulated_;
   Displacement entries_[kEntries];
 };
+
+// Window position along dimension d at which output o sees input i; -1 when dilation steps over it.
+inline int64_t tap_of(const PoolGeometry& g, int d, int64_t i, int64_t o) {
+  const int64_t distance = i + g.pad[d] - o * g.stride[d];
+  if (g.dilation[d] == 1) return distance;
+  return distance % g.dilation[d] == 0 ? distance / g.dilation[d] : -1;
+}
 
 // Flattened index at which the window of output (d, h, w) starts; negative inside the padding.
 inline int64_t window_start(const PoolGeometry& g, int64_t d, int64_t h, int64_t w) {

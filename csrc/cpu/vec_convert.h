@@ -6,6 +6,7 @@
 
 #include <ATen/cpu/vec/vec.h>
 
+#include <cstdint>
 #include <cstring>
 #include <type_traits>
 
@@ -17,7 +18,7 @@ template <typename acc_t>
 using Vec = at::vec::Vectorized<acc_t>;
 
 template <typename acc_t>
-inline constexpr int kLanes = Vec<acc_t>::size();
+inline constexpr int64_t kLanes = Vec<acc_t>::size();
 
 // The W elements at p.
 template <typename scalar_t>
