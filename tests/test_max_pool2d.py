@@ -161,6 +161,62 @@ def test_places_are_torch_s(options, backend):
             assert torch.equal(out.cpu().nan_to_num(), want.nan_to_num())
 
 
+# (kernel, stride, padding, ceil_mode) times planes: every CPU kernel, with partial vectors and borders on each side.
+WINDOWS = [
+    (2, 2, 0, False),
+    (2, 2, 1, False),
+    (3, 2, 0, True),
+    (3, 2, 1, False),
+    (3, 1, 1, False),
+    (3, 1, 0, False),
+    (3, 3, 1, False),
+    (5, 1, 2, False),
+    (5, 4, 2, True),
+]
+PLANES = [(4, 4), (7, 7), (5, 16), (16, 17), (9, 33), (6, 71), (3, 2200)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", PLANES, ids=str)
+@pytest.mark.parametrize("kernel, stride, padding, ceil_mode", WINDOWS, ids=str)
+def test_every_variant_agrees_with_torch(kernel, stride, padding, ceil_mode, size, layout, backend):
+    """Values, places and gradients, with ties, NaN and -inf; 21 planes, so that the last group is not full."""
+    generator = torch.Generator().manual_seed(kernel * 100 + size[1])
+    values = torch.tensor([NAN, -INF, -INF, 0.0, -0.0, 1.0, 2.0, 3.0])
+    x = values[torch.randint(0, len(values), (3, 7, *size), generator=generator)]
+    options = {"kernel_size": kernel, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    want_x = x.clone().requires_grad_()
+    want, want_index = torch_functional.max_pool2d(want_x, return_indices=True, **options)
+    grad = torch.randint(-8, 9, want.shape, generator=generator).float()  # sums are exact in any order
+    (want_grad,) = torch.autograd.grad(want, want_x, grad)
+    y = x.contiguous(memory_format=layout).to(backend.device).requires_grad_()
+    out, index = fastnn.functional.max_pool2d(y, return_indices=True, **options)
+    (grad_x,) = torch.autograd.grad(out, y, grad.contiguous(memory_format=layout).to(backend.device))
+    assert torch.equal(index.cpu(), want_index)
+    assert torch.equal(out.detach().cpu().isnan(), want.isnan())
+    assert torch.equal(out.detach().cpu().nan_to_num(), want.detach().nan_to_num())
+    assert torch.equal(grad_x.cpu(), want_grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", PLANES, ids=str)
+@pytest.mark.parametrize("kernel, stride, padding", [(2, 2, 0), (3, 2, 1), (3, 1, 1), (5, 1, 2)], ids=str)
+def test_a_sample_alone_has_the_bits_it_has_in_a_batch(kernel, stride, padding, size, dtype, backend):
+    """The variants add in one order, whichever of them the number of planes chooses."""
+    x = torch.randn(9, 5, *size, device=backend.device).to(dtype)
+
+    def run(x: torch.Tensor, grad: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x = x.detach().requires_grad_()
+        out = fastnn.functional.max_pool2d(x, kernel, stride, padding)
+        grad = torch.linspace(-1, 1, out.numel(), device=x.device).view_as(out).to(dtype) if grad is None else grad
+        return out.detach(), grad, torch.autograd.grad(out, x, grad)[0]
+
+    out, grad, grad_x = run(x)
+    for n in (0, 8):
+        out_n, _, grad_n = run(x[n : n + 1], grad[n : n + 1])
+        assert same_bits(out_n, out[n : n + 1]) and same_bits(grad_n, grad_x[n : n + 1])
+
+
 def test_indices_feed_max_unpool(backend):
     x = torch.randn(2, 3, 8, 8, device=backend.device)
     out, index = fastnn.functional.max_pool2d(x, 2, return_indices=True)

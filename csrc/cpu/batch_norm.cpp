@@ -14,12 +14,12 @@
 //                   kMaxRowChunks chunks in all. A vector runs along C; sums in acc_t run over kBlockRows rows,
 //                   then go to float64.
 //
-// Error. Statistics: channels-first chunks are packed in L1 and summed twice, first about the chunk's first
+// Error. Statistics: channels-first chunks stay in L1 and are summed twice, first about the chunk's first
 // value and then about that mean, with the correction for the mean's own rounding (Chan, Golub and LeVeque
-// 1983), relative error of the variance about (kChunkBytes / 64) / 4 eps; channels-last blocks are summed once
-// about their first row, relative error at most about kBlockRows eps, even when that row is an outlier. Neither
-// depends on mean / deviation beyond the rounding of x - mean itself, and no sum can overflow before its
-// squared deviations do. Backward's sums: at most kChunkBytes / 64 or kBlockRows roundings in acc_t, then
+// 1983), relative error of the variance about (kChunkBytes / 64) / kWays eps; channels-last blocks are summed
+// once about their first row, relative error at most about kBlockRows eps, even when that row is an outlier.
+// Neither depends on mean / deviation beyond the rounding of x - mean itself, and no sum can overflow before
+// its squared deviations do. Backward's sums: at most kChunkBytes / 64 or kBlockRows roundings in acc_t, then
 // float64.
 #include "../ops/batch_norm.h"
 
@@ -38,8 +38,6 @@ namespace {
 
 using namespace bn;
 
-// Channels of a task, channels last: enough that each row's part streams, few enough that 64 rows stay in L2.
-constexpr int64_t kChannelBlock = 256;
 // Bytes of one channel that one thread may read twice: half of a typical L2.
 constexpr int64_t kFusedBytes = 512 * 1024;
 // Values below which a task stays in the calling thread: about 10 us, what waking the pool costs.
@@ -86,24 +84,30 @@ void store_param(void* values, DType dtype, int64_t c, double value) {
 
 // ---- the last pass ----
 
-// out = (k_one + gx * k_gx + gy * k_gy + (x - mean) * k_x) * k_out, coefficients per channel; null tensors have
-// no term, and a null coefficient is 0 (k_one) or 1 (the others).
-template <typename scalar_t>
+// The terms of an Affine, known when compiled: a test a vector would cost more than its arithmetic.
+enum Terms : unsigned {
+  kGx = 1,         // gx * k_gx
+  kGy = 2,         // gy * k_gy
+  kUnitGy = 4,     // gy
+  kX = 8,          // (x - mean) * k_x
+  kOne = 16,       // k_one
+  kOut = 32,       // the sum of the others is multiplied by k_out
+  kOptional = 64,  // terms whose tensor or coefficient is null are left out: tested for each vector
+};
+
+// out = (k_one + gx * k_gx + gy * k_gy + (x - mean) * k_x) * k_out, coefficients per channel.
+template <typename scalar_t, unsigned kTerms>
 struct Affine {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
 
   Tensors<scalar_t> in;
   scalar_t* out;
-  const acc_t *k_gx, *k_gy, *mean, *k_x, *k_one;  // [C]
-  const acc_t* k_out = nullptr;
+  const acc_t *k_gx, *k_gy, *mean, *k_x, *k_one, *k_out;  // [C]
 
   // [begin, end) of channel c, channels first.
   void plane(int64_t c, int64_t begin, int64_t end) const {
-    const auto coefficient = [c](const acc_t* k, acc_t missing) { return V(k == nullptr ? missing : k[c]); };
-    const Coefficients k{
-        coefficient(k_gx, 1), coefficient(k_gy, 1),  coefficient(in.x == nullptr ? nullptr : mean, 0),
-        coefficient(k_x, 1),  coefficient(k_one, 0), coefficient(k_out, 1)};
+    const Coefficients k = coefficients([c](const acc_t* values) { return V(values[c]); });
     for_each_vector<acc_t>(begin, end, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       store_acc(out + i, value(i, count, k), count);
     });
@@ -113,12 +117,8 @@ struct Affine {
   void rows(int64_t C, int64_t begin, int64_t end) const {
     for (int64_t row = begin; row < end; ++row) {
       for_each_vector<acc_t>(0, C, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-        const auto coefficient = [&](const acc_t* k, acc_t missing) __attribute__((always_inline)) {
-          return k == nullptr ? V(missing) : load_acc(k + c, count);
-        };
-        const Coefficients k{
-            coefficient(k_gx, 1), coefficient(k_gy, 1),  coefficient(in.x == nullptr ? nullptr : mean, 0),
-            coefficient(k_x, 1),  coefficient(k_one, 0), coefficient(k_out, 1)};
+        const Coefficients k = coefficients(
+            [&](const acc_t* values) __attribute__((always_inline)) { return load_acc(values + c, count); });
         store_acc(out + row * C + c, value(row * C + c, count, k), count);
       });
     }
@@ -129,14 +129,36 @@ struct Affine {
     V gx, gy, mean, x, one, out;
   };
 
+  template <unsigned kTerm>
+  bool has(const void* pointer) const {
+    return (kTerms & kTerm) != 0 && ((kTerms & kOptional) == 0 || pointer != nullptr);
+  }
+
+  template <typename Load>
+  __attribute__((always_inline)) Coefficients coefficients(const Load& load) const {
+    Coefficients k;
+    if (has<kGx>(in.gx)) k.gx = load(k_gx);
+    if (has<kGy>(in.gy)) k.gy = load(k_gy);
+    if (has<kX>(in.x)) {
+      k.mean = load(mean);
+      k.x = load(k_x);
+    }
+    if (has<kOne>(k_one)) k.one = load(k_one);
+    if (has<kOut>(k_out)) k.out = load(k_out);
+    return k;
+  }
+
   // gy joins k_one before the rest: in backward they are a gradient and its mean, whose difference is exact
   // when they are close.
   __attribute__((always_inline)) V value(int64_t at, int64_t count, const Coefficients& k) const {
-    V sum = k.one;
-    if (in.gy != nullptr) sum = at::vec::fmadd(load_acc(in.gy + at, count), k.gy, sum);
-    if (in.x != nullptr) sum = at::vec::fmadd(load_acc(in.x + at, count) - k.mean, k.x, sum);
-    if (in.gx != nullptr) sum = at::vec::fmadd(load_acc(in.gx + at, count), k.gx, sum);
-    return k_out == nullptr ? sum : sum * k.out;
+    V sum(0);
+    if (has<kOne>(k_one)) sum = k.one;
+    if (has<kUnitGy>(in.gy)) sum = sum + load_acc(in.gy + at, count);
+    if (has<kGy>(in.gy)) sum = at::vec::fmadd(load_acc(in.gy + at, count), k.gy, sum);
+    if (has<kX>(in.x)) sum = at::vec::fmadd(load_acc(in.x + at, count) - k.mean, k.x, sum);
+    if (has<kGx>(in.gx)) sum = at::vec::fmadd(load_acc(in.gx + at, count), k.gx, sum);
+    if (has<kOut>(k_out)) sum = sum * k.out;
+    return sum;
   }
 };
 
@@ -177,7 +199,8 @@ void run(const Plan& plan, int64_t tensors_read, bool reduce, const ReducePlane&
     ((outputs.out == nullptr ? void() : outputs.plane(c, row + s_begin, row + s_end)), ...);
   };
   const bool fits = values * tensors_read * static_cast<int64_t>(sizeof(scalar_t)) <= kFusedBytes;
-  if (fits && (plan.C >= 2 * at::get_num_threads() || plan.C * values <= kGrainElements)) {
+  // Evaluation has nothing to read twice, and goes through memory in order.
+  if (reduce && fits && (plan.C >= 2 * at::get_num_threads() || plan.C * values <= kGrainElements)) {
     parallel_for(plan.C, grain(values), [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         for (int64_t i = 0; reduce && i < plan.chunks; ++i) call_compiled_once(reduce_plane, c, i);
@@ -200,9 +223,16 @@ void run(const Plan& plan, int64_t tensors_read, bool reduce, const ReducePlane&
     const int64_t pieces = ceil_div(plan.S, kPieceElements);
     parallel_for(plan.N * plan.C * pieces, grain(std::min(plan.S, kPieceElements)),
                  [&](int64_t begin, int64_t end) {
+                   // Divisions once: rows may be as short as a few values.
+                   int64_t piece = begin % pieces, c = begin / pieces % plan.C, n = begin / pieces / plan.C;
                    for (int64_t task = begin; task < end; ++task) {
-                     const int64_t row = task / pieces, s = task % pieces * kPieceElements;
-                     apply(row / plan.C, row % plan.C, s, std::min(s + kPieceElements, plan.S));
+                     const int64_t s = piece * kPieceElements;
+                     apply(n, c, s, std::min(s + kPieceElements, plan.S));
+                     if (++piece < pieces) continue;
+                     piece = 0;
+                     if (++c < plan.C) continue;
+                     c = 0;
+                     ++n;
                    }
                  });
   }
@@ -266,8 +296,8 @@ void batch_norm_forward_typed(const BatchNormForwardParams& p) {
         row_chunk_moments(plan, x, chunk, c_begin, c_end, workspace.partials);
       },
       finish,
-      Affine<scalar_t>{
-          {nullptr, nullptr, x}, static_cast<scalar_t*>(p.y), nullptr, nullptr, mean, scale, shift});
+      Affine<scalar_t, kX | kOne>{
+          {nullptr, nullptr, x}, static_cast<scalar_t*>(p.y), nullptr, nullptr, mean, scale, shift, nullptr});
   if (p.training && p.num_batches_tracked != nullptr) ++*p.num_batches_tracked;
 }
 
@@ -306,24 +336,25 @@ void batch_norm_backward_typed(const BatchNormBackwardParams& p) {
     k_x[c] = static_cast<acc_t>(k.slope * invstd_c);
     k_one[c] = static_cast<acc_t>(k.offset - residual * k.slope * invstd_c);
   };
-  run<scalar_t>(
-      plan, 2, reduce,
-      [&](int64_t c, int64_t i) {
-        chunk_sums<3>(plan, in, mean[c], c, i, workspace.partials + (c * plan.chunks + i) * 3);
-      },
-      [&](int64_t chunk, int64_t c_begin, int64_t c_end) {
-        row_chunk_sums<3>(plan, in, mean, chunk, c_begin, c_end, workspace.partials);
-      },
-      finish,
-      // In evaluation x has no part in grad_x: an infinity in it must not turn into 0 * inf.
-      Affine<scalar_t>{{nullptr, in.gy, p.training ? in.x : nullptr},
-                       static_cast<scalar_t*>(p.grad_x),
-                       nullptr,
-                       nullptr,
-                       mean,
-                       k_x,
-                       p.training ? k_one : nullptr,
-                       k_out});
+  const auto run_with = [&](const auto& output) {
+    run<scalar_t>(
+        plan, 2, reduce,
+        [&](int64_t c, int64_t i) {
+          chunk_sums<3>(plan, in, mean[c], c, i, workspace.partials + (c * plan.chunks + i) * 3);
+        },
+        [&](int64_t chunk, int64_t c_begin, int64_t c_end) {
+          row_chunk_sums<3>(plan, in, mean, chunk, c_begin, c_end, workspace.partials);
+        },
+        finish, output);
+  };
+  scalar_t* grad_x = static_cast<scalar_t*>(p.grad_x);
+  if (p.training) {
+    run_with(
+        Affine<scalar_t, kUnitGy | kX | kOne | kOut>{in, grad_x, nullptr, nullptr, mean, k_x, k_one, k_out});
+  } else {
+    // x has no part in grad_x: an infinity in it must not turn into 0 * inf.
+    run_with(Affine<scalar_t, kUnitGy | kOut>{in, grad_x, nullptr, nullptr, nullptr, nullptr, nullptr, k_out});
+  }
 }
 
 template <typename scalar_t>
@@ -366,21 +397,23 @@ void batch_norm_double_backward_typed(const BatchNormDoubleBackwardParams& p) {
         row_chunk_sums<5>(plan, in, mean, chunk, c_begin, c_end, workspace.partials);
       },
       finish,
-      Affine<scalar_t>{{in.gx, nullptr, through_weight ? in.x : nullptr},
-                       static_cast<scalar_t*>(p.d_grad_y),
-                       k[0],
-                       nullptr,
-                       mean,
-                       k[1],
-                       k[2]},
-      Affine<scalar_t>{
+      Affine<scalar_t, kGx | kX | kOne | kOptional>{{in.gx, nullptr, through_weight ? in.x : nullptr},
+                                                    static_cast<scalar_t*>(p.d_grad_y),
+                                                    k[0],
+                                                    nullptr,
+                                                    mean,
+                                                    k[1],
+                                                    k[2],
+                                                    nullptr},
+      Affine<scalar_t, kGx | kGy | kX | kOne | kOptional>{
           {p.training ? in.gx : nullptr, through_weight ? in.gy : nullptr, p.training ? in.x : nullptr},
           static_cast<scalar_t*>(p.d_x),
           k[3],
           k[4],
           mean,
           k[5],
-          p.training ? k[6] : nullptr});
+          p.training ? k[6] : nullptr,
+          nullptr});
 }
 
 // Bytes for `sums` partial sums a chunk and `coefficients` a channel.

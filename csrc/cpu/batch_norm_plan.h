@@ -12,6 +12,9 @@ namespace fastnn::FASTNN_BACKEND::bn {
 inline constexpr int64_t kChunkBytes = 16 * 1024;
 // Rows whose sums stay in acc_t, channels last. More would loosen the error bound, fewer cost more conversions.
 inline constexpr int64_t kBlockRows = 64;
+// Channels of a task, channels last: enough that each row's part is a stream, few enough that the sums of five
+// terms stay in L1.
+inline constexpr int64_t kChannelBlock = 1024;
 // Bounds the workspace and the serial part of the combination, channels last.
 inline constexpr int64_t kMaxRowChunks = 64;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -161,8 +161,13 @@ inline __attribute__((always_inline)) void add_channel_grads(const ChannelGradRo
                                                              const Lanes& lanes) {
   const DimTaps &row_taps = row_dim.taps[0], &taps = column_dim.taps[0];
   const ColumnSpan span(column_dim, taps, 0, begin, end);
+  // At stride 2 and two columns of padding the column at an edge has two taps outside.
+  const bool edges_fit =
+      (span.inner_first == span.first || (span.inner_first - 1) * span.step + taps.origin == -1) &&
+      (span.inner_last == span.last || span.inner_last * span.step + taps.origin + 2 == span.extent);
   const bool three = taps.count == 3 && taps.move == 1 && span.inner_first - span.first <= 1 &&
-                     span.last - span.inner_last <= 1 && span.inner_first < span.inner_last && span.step <= 2;
+                     span.last - span.inner_last <= 1 && span.inner_first < span.inner_last && span.step <= 2 &&
+                     edges_fit;
   // strip.g and strip.x are at row 0 and at coordinate 0.
   const auto part = [&](int64_t from, int64_t to, int64_t tap_row) {
     ChannelGradRows<scalar_t> p = strip;

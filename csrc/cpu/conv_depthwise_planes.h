@@ -98,8 +98,11 @@ struct PlaneTile {
 
   static bool three_by_three(const DepthwiseDim (&dim)[kSpatialDims]) {
     const auto& [d, h, w] = dim;
-    return d.size == 1 && d.extent == 1 && d.taps[0].count == 1 && h.residues == 1 && w.residues == 1 &&
-           h.taps[0].count == 3 && w.taps[0].count == 3 && h.taps[0].move == 1 && h.step <= 2;
+    // With rows at stride 1 the columns' taps are taken for neighbours (NineTaps).
+    const bool columns_fit = h.step == 2 || (h.step == 1 && w.step == 1 && w.taps[0].move == 1);
+    const bool one_depth = d.size == 1 && d.extent == 1 && d.taps[0].count == 1 && d.taps[0].origin == 0;
+    return one_depth && h.residues == 1 && w.residues == 1 && h.taps[0].count == 3 && w.taps[0].count == 3 &&
+           h.taps[0].move == 1 && columns_fit;
   }
 
   PlaneTile() = default;
@@ -139,8 +142,8 @@ struct PlaneTile {
 
     const int64_t before = column_begin - in_column - lead, length = column_end - column_begin;
     paired = kCanPair && may_pair && three_by_three(dim) && h.size <= kMaxPairedRows && h.step == 1 &&
-             w.step == 1 && w.taps[0].move == 1 && columns <= W / 2 && before + length <= W / 2 &&
-             columns + 2 - W / 2 <= before;
+             w.step == 1 && w.taps[0].move == 1 && length == w.extent && columns <= W / 2 &&
+             before + length <= W / 2 && columns + 2 - W / 2 <= before;
     // A row's left padding is the end of the row before, and rows begin at a half of a vector.
     const int64_t pair_lead = W / 2 - before;
     if (paired) {

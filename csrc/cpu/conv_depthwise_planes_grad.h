@@ -234,7 +234,7 @@ void planes_grad_weight(const ConvGradWeightParams& params) {
   const PlanesGradPlan<acc_t> plan(geometry, dim, may_pair);
   const PlanePlan<acc_t>& cut = plan.plane;
   const int64_t C = geometry.C, N = dim[1].size * dim[2].size == 0 ? 0 : geometry.N;
-  const int64_t tiles = dim[0].size * cut.segments * cut.strips;
+  const int64_t tiles = N == 0 ? 0 : dim[0].size * cut.segments * cut.strips;
   const bool nine = Tile::three_by_three(dim);
   acc_t* const sums = static_cast<acc_t*>(params.workspace);
   const int64_t* const x_strides = params.x_strides;
