@@ -171,3 +171,39 @@ def test_an_impulse_gives_the_flipped_filter(place, backend):
 def test_case_ids_are_unique():
     assert len(BY_ID) == len(CONV2D)
     assert all(isinstance(case, Conv2dCase) for case in CONV2D)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((2, 19, 7, 7), 3, {"padding": 1}),
+        ((2, 19, 7, 7), 3, {"padding": 3}),
+        ((2, 17, 14, 14), 3, {"stride": 2, "padding": 1}),
+        ((2, 17, 14, 15), 3, {"stride": 2, "padding": 2}),
+        ((2, 18, 9, 20), 3, {"stride": (1, 2), "padding": 1}),
+        ((2, 18, 9, 20), 3, {"dilation": (1, 2), "padding": 2}),
+        ((1, 5, 60, 112), 3, {"padding": 1}),
+        ((1, 3, 6, 300), 3, {"stride": 2}),
+        ((2, 9, 13, 13), 5, {"stride": 2, "padding": 2}),
+        ((2, 9, 16, 16), 3, {"stride": 5}),
+        ((1, 3, 20, 20), (12, 11), {}),
+        ((2, 6, 4, 4), 1, {"stride": 3}),
+    ],
+)
+def test_depthwise_variants(backend, shape, kernel, options, layout):
+    """Each way to cut a depthwise convolution up, on its edges, against float64."""
+    generator = torch.Generator().manual_seed(0)
+    size = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    channels = shape[1]
+    x, w = torch.randn(shape, generator=generator), torch.randn(channels, 1, *size, generator=generator)
+    exact = [t.double().requires_grad_() for t in (x, w)]
+    expected = torch.nn.functional.conv2d(*exact, groups=channels, **options)
+    cotangent = torch.randn(expected.shape, generator=generator)
+    wanted = [expected, *torch.autograd.grad(expected, exact, cotangent.double())]
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    mine = [t.to(backend.device, memory_format=form).requires_grad_() for t in (x, w)]
+    actual = fastnn.functional.conv2d(*mine, groups=channels, **options)
+    grads = torch.autograd.grad(actual, mine, cotangent.to(backend.device, memory_format=form))
+    for got, want in zip([actual, *grads], wanted, strict=True):
+        torch.testing.assert_close(got.detach().cpu().double(), want.detach(), rtol=1e-4, atol=1e-4)
