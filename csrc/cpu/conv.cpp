@@ -3,7 +3,8 @@
 //   y[n, k, o] = bias[k] + sum over r, c of x[n, c, o * stride + r * dilation - pad] * w[k, c, r]
 //
 // Each of the first three is an implicit matrix product (conv_product.h) of two patch matrices
-// (conv_patches.h), packed a panel at a time for one register micro-kernel (conv_gemm.h); per group:
+// (conv_patches.h), computed a panel at a time by one register micro-kernel (conv_gemm.h), which reads
+// activations in place where it can (conv_in_place.h); per group:
 //
 //   forward      [K x R C] [R C x positions of y]
 //   grad_input   [C x R K] [R K x positions of x], once for each residue of the position modulo the stride:
@@ -11,9 +12,9 @@
 //                multiplied by the zeros between strides
 //   grad_weight  [K x positions of y] [positions of y x R C], the reduction cut in parts by the shape alone
 //
-// Which operand is rows (broadcast) and which is columns (vectors) follows the memory format, so that packing
-// copies runs and results are stored as runs: channels-first has positions as columns, channels-last has
-// channels there.
+// Which operand is rows (broadcast) and which is columns (vectors) follows the memory format, so that reading
+// in place, or packing, sees runs and results are stored as runs: channels-first has positions as columns,
+// channels-last has channels there. grad_weight has patches as rows, in place in either format.
 //
 // FLOPs: 2 N K (C / groups) R |out| for each direction; bound by multiply-adds but for few channels (below
 // about 16), where packing costs as much. Depthwise convolutions (one channel and one filter
@@ -29,6 +30,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "conv_depthwise_channels.h"
 #include "conv_depthwise_channels_grad.h"
@@ -312,6 +314,16 @@ Axis grad_weight_places(const ConvGradWeightParams& params) {
   return places;
 }
 
+// Whether grad_weight has patches as rows, which are in place if a panel of them is channels of one tap.
+// Otherwise both operands are packed, and patches, which outweigh grad_y by the number of taps, must be packed
+// in runs.
+template <typename scalar_t>
+bool patches_are_rows(const ConvGradWeightParams& params) {
+  const ConvGeometry& g = params.geometry;
+  return (std::is_same_v<scalar_t, acc_type<scalar_t>> && g.C / g.groups % kMaxRows == 0) ||
+         !channels_contiguous(g.in, params.x_strides);
+}
+
 // The product's output is dense and in acc_t: [split][group][row][column], the rows and columns being filters
 // and patch places, or the other way round.
 template <typename scalar_t>
@@ -330,8 +342,7 @@ Product<scalar_t, acc_type<scalar_t>> grad_weight_product(const ConvGradWeightPa
   p.splits = plan_grad_weight(g).splits;
   p.out_group_stride = filters * places;
   p.out_split_stride = g.groups * filters * places;
-  // The patches outweigh grad_y by the number of taps, so it is they that must be packed in runs.
-  if (channels_contiguous(g.in, params.x_strides)) {
+  if (!patches_are_rows<scalar_t>(params)) {
     p.rows = grad_y;
     p.rows_group_stride = filters * params.grad_y_strides[1];
     p.columns = patches;
@@ -349,35 +360,68 @@ Product<scalar_t, acc_type<scalar_t>> grad_weight_product(const ConvGradWeightPa
   return p;
 }
 
-// grad_w = sum over the splits, in order; `partial` holds them and serves as scratch.
+// Filters and channels of a block of grad_w that is written at once: its lines (32 filters of 16 channels and
+// nine taps, 20 KB) stay in L1 while they fill up, in whatever order memory has taps and channels.
+constexpr int64_t kFilterBlock = 32, kChannelBlock = 16;
+
+// grad_w = sum over the splits, in order, of [split][group][place][filter].
 template <typename scalar_t>
-void add_splits(const ConvGradWeightParams& params, const Product<scalar_t, acc_type<scalar_t>>& product,
-                acc_type<scalar_t>* partial) {
+void add_splits_by_places(const ConvGradWeightParams& params,
+                          const Product<scalar_t, acc_type<scalar_t>>& product) {
+  using acc_t = acc_type<scalar_t>;
+  const ConvGeometry& g = params.geometry;
+  const int64_t filters = g.K / g.groups, channels = g.C / g.groups, taps = volume(g.kernel);
+  const ConvStrides& strides = params.grad_w_strides;
+  const Axis tap_axis = {{1, g.kernel[0], g.kernel[1], g.kernel[2]}, {0, strides[2], strides[3], strides[4]}};
+  const int64_t filter_blocks = ceil_div(filters, kFilterBlock),
+                channel_blocks = ceil_div(channels, kChannelBlock);
+  scalar_t* const grad_w = static_cast<scalar_t*>(params.grad_w);
+
+  const int64_t block_size = kFilterBlock * kChannelBlock * taps * product.splits;
+  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread / block_size);
+  parallel_for(g.groups * channel_blocks * filter_blocks, grain, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t k0 = task % filter_blocks * kFilterBlock, k1 = std::min(filters, k0 + kFilterBlock);
+      const int64_t c0 = task / filter_blocks % channel_blocks * kChannelBlock;
+      const int64_t group = task / filter_blocks / channel_blocks;
+      AxisCursor tap(tap_axis, 0);
+      for (int64_t t = 0; t < taps; ++t, tap.advance(1)) {
+        for (int64_t c = c0; c < std::min(channels, c0 + kChannelBlock); ++c) {
+          const acc_t* part = product.out + group * product.out_group_stride + (t * channels + c) * filters;
+          acc_t sum[kFilterBlock];
+          std::copy(part + k0, part + k1, sum);
+          for (int64_t split = 1; split < product.splits; ++split) {
+            part += product.out_split_stride;
+            for (int64_t k = k0; k < k1; ++k) sum[k - k0] += part[k];
+          }
+          scalar_t* const place = grad_w + tap.offset() + c * strides[1] + group * filters * strides[0];
+          for (int64_t k = k0; k < k1; ++k) place[k * strides[0]] = static_cast<scalar_t>(sum[k - k0]);
+        }
+      }
+    }
+  });
+}
+
+// The same of [split][group][filter][place]; sums in place.
+template <typename scalar_t>
+void add_splits_by_filters(const ConvGradWeightParams& params,
+                           const Product<scalar_t, acc_type<scalar_t>>& product) {
   using acc_t = acc_type<scalar_t>;
   const ConvGeometry& g = params.geometry;
   const int64_t filters = g.K / g.groups;
-  const Axis filter_axis = plain_axis(filters, params.grad_w_strides[0]);
   const Axis place_axis = grad_weight_places(params);
-  const bool filters_are_rows = channels_contiguous(g.in, params.x_strides);
-  const Axis& rows = filters_are_rows ? filter_axis : place_axis;
-  const Axis& columns = filters_are_rows ? place_axis : filter_axis;
-  const int64_t num_rows = rows.length(), num_columns = columns.length();
+  const int64_t places = place_axis.length();
   scalar_t* const grad_w = static_cast<scalar_t*>(params.grad_w);
-  if (num_columns == 0) return;
 
-  const int64_t grain =
-      std::max<int64_t>(1, kMinPackPerThread / std::max<int64_t>(1, num_columns * product.splits));
-  parallel_for(g.groups * num_rows, grain, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      acc_t* const sum = partial + row * num_columns;
+  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread / std::max<int64_t>(1, places * product.splits));
+  parallel_for(places == 0 ? 0 : g.K, grain, [&](int64_t first, int64_t last) {
+    for (int64_t filter = first; filter < last; ++filter) {
+      acc_t* const sum = product.out + filter * places;
       for (int64_t split = 1; split < product.splits; ++split) {
         const acc_t* const part = sum + split * product.out_split_stride;
-        for (int64_t j = 0; j < num_columns; ++j) sum[j] += part[j];
+        for (int64_t j = 0; j < places; ++j) sum[j] += part[j];
       }
-      const int64_t group = row / num_rows;
-      const AxisCursor place(rows, row % num_rows);
-      store_along(AxisCursor(columns, 0), num_columns, sum,
-                  grad_w + group * filters * params.grad_w_strides[0] + place.offset());
+      store_along(AxisCursor(place_axis, 0), places, sum, grad_w + filter * params.grad_w_strides[0]);
     }
   });
 }
@@ -489,7 +533,11 @@ Status conv_grad_weight(const ConvGradWeightParams& params, Stream) {
         product.out = static_cast<acc_t*>(params.workspace);
         char* const workspace = static_cast<char*>(params.workspace) + partial_sums_bytes<scalar_t>(g);
         ProductRunner<scalar_t, acc_t>(product, workspace).run();
-        add_splits<scalar_t>(params, product, product.out);
+        if (patches_are_rows<scalar_t>(params)) {
+          add_splits_by_places<scalar_t>(params, product);
+        } else {
+          add_splits_by_filters<scalar_t>(params, product);
+        }
         break;
       }
     }

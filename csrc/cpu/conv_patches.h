@@ -20,6 +20,7 @@
 #include "../ops/conv.h"
 #include "conv_gemm.h"
 #include "conv_masked_load.h"
+#include "conv_transpose.h"
 #include "dispatch.h"
 
 namespace fastnn::FASTNN_BACKEND {
@@ -160,6 +161,20 @@ void copy_run(acc_type<scalar_t>* dst, const scalar_t* src, int64_t count) {
 template <typename scalar_t>
 void copy_run(acc_type<scalar_t>* dst, const scalar_t* src, int64_t src_stride, int64_t count) {
   if (src_stride == 1) return copy_run(dst, src, count);
+  if constexpr (std::is_same_v<scalar_t, acc_type<scalar_t>>) {
+    // Every other element, as positions are at stride 2. The second load may not touch what follows the last.
+    constexpr int64_t lanes = kLanes<scalar_t>;
+    const auto even = [&](int64_t first) {
+      const scalar_t* const pair = src + 2 * first;
+      at::vec::deinterleave2(Vec<scalar_t>::loadu(pair), Vec<scalar_t>::loadu(pair + lanes, lanes - 1))
+          .first.store(dst + first);
+    };
+    if (src_stride == 2 && count >= lanes) {
+      for (int64_t i = 0; i + lanes < count; i += lanes) even(i);
+      even(count - lanes);
+      return;
+    }
+  }
   for (int64_t i = 0; i < count; ++i) dst[i] = static_cast<acc_type<scalar_t>>(src[i * src_stride]);
 }
 
@@ -396,6 +411,16 @@ void pack_positions_contiguous(const PatchMatrix<scalar_t>& matrix, const Positi
       pack_contiguous_rows(copies, matrix.data, channel_stride, tap.channels, row, pitch, width);
       continue;
     }
+    if (channel_stride == 1 && tap.channels > 1) {
+      if (copies.covered < width) {
+        for (int64_t c = 0; c < tap.channels; ++c) fill_zero(row + c * pitch, width);
+      }
+      for (int64_t i = 0; i < copies.count; ++i) {
+        copy_transposed(matrix.data + copies.copy[i].offset, stride, copies.copy[i].count, tap.channels,
+                        row + copies.copy[i].begin, pitch);
+      }
+      continue;
+    }
     for (int64_t c = 0; c < tap.channels; ++c, row += pitch) {
       if (copies.covered < width) fill_zero(row, width);
       for (int64_t i = 0; i < copies.count; ++i) {
@@ -429,8 +454,13 @@ void pack_depth_contiguous(const PatchMatrix<scalar_t>& matrix, const PositionRu
       acc_type<scalar_t>* row = rows + tap.begin;
       for (int64_t p = 0; p < first; ++p, row += pitch) fill_zero(row, tap.channels);
       const scalar_t* src = matrix.data + run.offset + tap.offset + first * matrix.positions.stride[3];
-      for (int64_t p = first; p < last; ++p, row += pitch, src += matrix.positions.stride[3]) {
-        copy_run(row, src, stride, tap.channels);
+      if (matrix.positions.stride[3] == 1 && stride != 1) {
+        copy_transposed(src, stride, tap.channels, last - first, row, pitch);
+        row += (last - first) * pitch;
+      } else {
+        for (int64_t p = first; p < last; ++p, row += pitch, src += matrix.positions.stride[3]) {
+          copy_run(row, src, stride, tap.channels);
+        }
       }
       for (int64_t p = last; p < run.count; ++p, row += pitch) fill_zero(row, tap.channels);
     }
