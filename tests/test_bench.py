@@ -42,6 +42,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ("alexnet", 61_100_840, 5, 0),
         ("googlenet", 7_005_832, 57, 0),
         ("lenet5", 61_706, 3, 0),
+        ("digits", 58_986, 3, 0),
         ("mobilenet_v2", 3_504_872, 52, 17),
     ],
 )

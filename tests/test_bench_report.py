@@ -375,6 +375,16 @@ def test_noisy_rows_are_not_judged(pair):
     assert compare.compare(*pair).noisy == 1
 
 
+def test_rows_of_another_size_are_not_judged(pair):
+    row = pair[1]["rows"][4]
+    scale(row, 8.0)
+    row["peak_bytes"]["fastnn"] *= 8
+    row["bytes"] *= 8
+    pair[1]["arguments"].append("--hot")
+    assert changes(*pair) == {"warnings": 1}
+    assert compare.compare(*pair).resized == 1
+
+
 def test_rows_that_became_wrong_larger_new_or_lost_are_seen(pair):
     before, after = pair
     after["rows"][1] = make_wrong(after["rows"][1], WHY_WRONG)

@@ -20,7 +20,8 @@ A row got slower (or faster) when both hold:
     --threshold.
 On different machines, or with different numbers of threads, times say nothing: there the ranges of the ratio take the
 place of the ranges of the times (torch's 20th percentile over fastnn's 80th, to torch's 80th over fastnn's 20th), and
-memory is not compared. Noisy rows are not judged. A row without torch is judged by its times alone.
+memory is not compared. Noisy rows are not judged, nor are rows whose bytes or FLOPs differ (another --batch). A row
+without torch is judged by its times alone.
 
 Exit status: 0; 1 when a row got slower, became wrong, or its peak memory grew by more than --memory-threshold; 2 when a
 record cannot be read."""
@@ -60,6 +61,7 @@ class Comparison:
         judged: how many rows were compared by time.
         noisy: how many were not, since one of the two is noisy.
         incomparable: how many were not, since the machines differ and torch is missing.
+        resized: how many were not, since their bytes or FLOPs differ: measured with another ``--batch``.
         mean_before: geometric mean of the ratio to torch of A, over the rows that were judged.
         mean_after: the same of B.
     """
@@ -75,6 +77,7 @@ class Comparison:
     judged: int = 0
     noisy: int = 0
     incomparable: int = 0
+    resized: int = 0
     mean_before: float | None = None
     mean_after: float | None = None
 
@@ -163,6 +166,8 @@ def compare(
                 found.wrong.append(Change(key, past and "right", row["wrong"]))
         elif past is not None and past["wrong"] is not None:
             found.right.append(Change(key, past["wrong"], "right"))
+        elif past is not None and (past["bytes"], past["flops"]) != (row["bytes"], row["flops"]):
+            found.resized += 1
         elif past is not None:
             if same_machine:
                 _compare_memory(found, key, past, row, memory_threshold)
@@ -191,6 +196,9 @@ def _warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     versions = [record["machine"]["versions"].get("torch") for record in (before, after)]
     if versions[0] != versions[1]:
         words.append(f"different torch, which the ratios are to: A {versions[0]}, B {versions[1]}")
+    hot = ["--hot" in record["arguments"] for record in (before, after)]
+    if hot[0] != hot[1]:
+        words.append(f"inputs stayed in the cache (--hot) in {'A' if hot[0] else 'B'} alone")
     words += [f"{name} was interrupted" for name, r in (("A", before), ("B", after)) if not r["complete"]]
     return words
 
@@ -285,6 +293,8 @@ def _show(found: Comparison, before: dict[str, Any], after: dict[str, Any]) -> N
     left_out = f"{found.noisy} noisy"
     if found.incomparable:
         left_out += f", {found.incomparable} without torch"
+    if found.resized:
+        left_out += f", {found.resized} of another size"
     console.print(f"{found.judged} rows judged ({left_out} left out): {means}")
     verdict = (
         f"[red]worse: {len(found.slower)} slower, {len(found.larger)} with more memory, {len(found.wrong)} wrong[/red]"

@@ -168,6 +168,13 @@ def lenet5() -> nn.Module:
     )
 
 
+def digits() -> nn.Module:
+    """The network that ``fastnn demo`` trains on scanned digits."""
+    from fastnn.demo.images import build
+
+    return build(nn)
+
+
 class InvertedResidual(nn.Module):
     """MobileNetV2's block: widen by a 1x1 convolution, filter each channel by itself, narrow by a 1x1 convolution."""
 
@@ -216,5 +223,6 @@ NETWORKS = {
     "alexnet": Architecture(alexnet, (3, 224, 224)),
     "googlenet": Architecture(googlenet, (3, 224, 224)),
     "lenet5": Architecture(lenet5, (1, 32, 32), classes=10),
+    "digits": Architecture(digits, (1, 8, 8), classes=10),
     "mobilenet_v2": Architecture(mobilenet_v2, (3, 224, 224)),
 }

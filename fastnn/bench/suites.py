@@ -22,7 +22,7 @@ SUITES = {
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
     "models": "whole networks: inference and a training step",
 }
-DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "pool", "norm", "models")
+DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "digits", "lstm", "pool", "norm", "models")
 QUICK = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "norm", "models")
 TF32_OPS = ("conv2d", "lstm_cell", "lstm", "network")  # tf32 is a way to multiply matrices: the others have none
 
