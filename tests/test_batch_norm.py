@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from op_tester import (
@@ -101,6 +102,24 @@ def test_variance_at_a_large_mean(shape, layout, centre, tolerance, backend):
     exact = x.cpu().double()
     torch.testing.assert_close(var.cpu().double(), exact.var(axes), rtol=tolerance, atol=0)
     torch.testing.assert_close(mean.cpu().double(), exact.mean(axes), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("outlier", [False, True], ids=["", "first_row_outlies"])
+@pytest.mark.parametrize("centre", [1e4, 1e6, 1e8])
+@pytest.mark.parametrize("shape", [(8, 5, 7, 9), (512, 5), (3, 5, 40, 40)], ids=str)
+def test_variance_in_float64_at_a_large_mean(shape, centre, outlier, backend):
+    """Sums about zero would lose (mean / deviation)^2 of float64's accuracy: 5e6 units at a mean of 1e8."""
+    x = torch.randn(shape, generator=generator_for(f"{shape} {centre}"), dtype=torch.float64) + centre
+    if outlier:
+        x.view(shape[0], -1)[0] -= centre
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    mean, variance = torch.zeros(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    mean, variance = mean.to(backend.device), variance.to(backend.device)
+    fastnn.functional.batch_norm(x.to(backend.device), mean, variance, training=True, momentum=1.0)
+    exact = np.var(x.transpose(0, 1).reshape(5, -1).numpy().astype(np.longdouble), axis=1, ddof=1)
+    worst = np.max(np.abs(variance.cpu().numpy() - exact) / exact)
+    assert worst < 512 * np.finfo(np.float64).eps
 
 
 def test_running_variance_is_unbiased_and_the_output_s_is_not(backend):

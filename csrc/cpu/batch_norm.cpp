@@ -27,214 +27,82 @@
 #include <cmath>
 
 #include "../ops/batch_norm_math.h"
+#include "batch_norm_apply.h"
 #include "batch_norm_plan.h"
 #include "batch_norm_sums.h"
+#include "batch_norm_walk.h"
 #include "dispatch.h"
-#include "parallel.h"
-#include "vec_convert.h"
 
 namespace fastnn::FASTNN_BACKEND {
 namespace {
 
 using namespace bn;
 
-// Bytes of one channel that one thread may read twice: half of a typical L2.
-constexpr int64_t kFusedBytes = 512 * 1024;
-// Values below which a task stays in the calling thread: about 10 us, what waking the pool costs.
-constexpr int64_t kGrainElements = 16 * 1024;
-// Values of one row that one task writes, so that few long rows still occupy every thread.
-constexpr int64_t kPieceElements = 16 * 1024;
+// Channels whose sums become coefficients side by side.
+constexpr int64_t kTile = 64;
+using Tile = double[kTile];
 
-int64_t grain(int64_t elements_per_task) {
-  return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_task));
+template <typename T>
+void load_as(const void* values, int64_t c, int64_t count, double* to) {
+  const T* from = static_cast<const T*>(values) + c;
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<acc_type<T>>(from[i]);
 }
 
-double load_param(const void* values, DType dtype, int64_t c, double missing) {
-  if (values == nullptr) return missing;
-  switch (dtype) {
-    case DType::kFloat64:
-      return static_cast<const double*>(values)[c];
-    case DType::kFloat32:
-      return static_cast<const float*>(values)[c];
-    case DType::kBFloat16:
-      return static_cast<float>(static_cast<const c10::BFloat16*>(values)[c]);
-    case DType::kFloat16:
-      return static_cast<float>(static_cast<const c10::Half*>(values)[c]);
-  }
-  return missing;
-}
-
-void store_param(void* values, DType dtype, int64_t c, double value) {
-  if (values == nullptr) return;
-  switch (dtype) {
-    case DType::kFloat64:
-      static_cast<double*>(values)[c] = value;
-      break;
-    case DType::kFloat32:
-      static_cast<float*>(values)[c] = static_cast<float>(value);
-      break;
-    case DType::kBFloat16:
-      static_cast<c10::BFloat16*>(values)[c] = c10::BFloat16(static_cast<float>(value));
-      break;
-    case DType::kFloat16:
-      static_cast<c10::Half*>(values)[c] = c10::Half(static_cast<float>(value));
-      break;
-  }
-}
-
-// ---- the last pass ----
-
-// The terms of an Affine, known when compiled: a test a vector would cost more than its arithmetic.
-enum Terms : unsigned {
-  kGx = 1,         // gx * k_gx
-  kGy = 2,         // gy * k_gy
-  kUnitGy = 4,     // gy
-  kX = 8,          // (x - mean) * k_x
-  kOne = 16,       // k_one
-  kOut = 32,       // the sum of the others is multiplied by k_out
-  kOptional = 64,  // terms whose tensor or coefficient is null are left out: tested for each vector
-};
-
-// out = (k_one + gx * k_gx + gy * k_gy + (x - mean) * k_x) * k_out, coefficients per channel.
-template <typename scalar_t, unsigned kTerms>
-struct Affine {
-  using acc_t = acc_type<scalar_t>;
-  using V = Vec<acc_t>;
-
-  Tensors<scalar_t> in;
-  scalar_t* out;
-  const acc_t *k_gx, *k_gy, *mean, *k_x, *k_one, *k_out;  // [C]
-
-  // [begin, end) of channel c, channels first.
-  void plane(int64_t c, int64_t begin, int64_t end) const {
-    const Coefficients k = coefficients([c](const acc_t* values) { return V(values[c]); });
-    for_each_vector<acc_t>(begin, end, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      store_acc(out + i, value(i, count, k), count);
-    });
-  }
-
-  // Rows [begin, end) of C channels.
-  void rows(int64_t C, int64_t begin, int64_t end) const {
-    for (int64_t row = begin; row < end; ++row) {
-      for_each_vector<acc_t>(0, C, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-        const Coefficients k = coefficients(
-            [&](const acc_t* values) __attribute__((always_inline)) { return load_acc(values + c, count); });
-        store_acc(out + row * C + c, value(row * C + c, count, k), count);
-      });
-    }
-  }
-
- private:
-  struct Coefficients {
-    V gx, gy, mean, x, one, out;
-  };
-
-  template <unsigned kTerm>
-  bool has(const void* pointer) const {
-    return (kTerms & kTerm) != 0 && ((kTerms & kOptional) == 0 || pointer != nullptr);
-  }
-
-  template <typename Load>
-  __attribute__((always_inline)) Coefficients coefficients(const Load& load) const {
-    Coefficients k;
-    if (has<kGx>(in.gx)) k.gx = load(k_gx);
-    if (has<kGy>(in.gy)) k.gy = load(k_gy);
-    if (has<kX>(in.x)) {
-      k.mean = load(mean);
-      k.x = load(k_x);
-    }
-    if (has<kOne>(k_one)) k.one = load(k_one);
-    if (has<kOut>(k_out)) k.out = load(k_out);
-    return k;
-  }
-
-  // gy joins k_one before the rest: in backward they are a gradient and its mean, whose difference is exact
-  // when they are close.
-  __attribute__((always_inline)) V value(int64_t at, int64_t count, const Coefficients& k) const {
-    V sum(0);
-    if (has<kOne>(k_one)) sum = k.one;
-    if (has<kUnitGy>(in.gy)) sum = sum + load_acc(in.gy + at, count);
-    if (has<kGy>(in.gy)) sum = at::vec::fmadd(load_acc(in.gy + at, count), k.gy, sum);
-    if (has<kX>(in.x)) sum = at::vec::fmadd(load_acc(in.x + at, count) - k.mean, k.x, sum);
-    if (has<kGx>(in.gx)) sum = at::vec::fmadd(load_acc(in.gx + at, count), k.gx, sum);
-    if (has<kOut>(k_out)) sum = sum * k.out;
-    return sum;
-  }
-};
-
-// ---- the walk over chunks, channels and values that the three directions share ----
-
-// reduce_plane(c, i) and reduce_rows(chunk, c_begin, c_end) leave partial sums, and are skipped unless
-// `reduce`; finish(c) turns a channel's into coefficients; apply(affine...) are the outputs to write, null
-// `out` for none.
-template <typename scalar_t, typename ReducePlane, typename ReduceRows, typename Finish, typename... Outputs>
-void run(const Plan& plan, int64_t tensors_read, bool reduce, const ReducePlane& reduce_plane,
-         const ReduceRows& reduce_rows, const Finish& finish, const Outputs&... outputs) {
-  const int64_t values = plan.values();
-  const bool any_output = ((outputs.out != nullptr) || ...);
-  if (plan.rows) {
-    if (reduce) {
-      const int64_t blocks = ceil_div(plan.C, kChannelBlock);
-      parallel_for(plan.chunks * blocks, grain(plan.chunk * std::min(plan.C, kChannelBlock)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t task = begin; task < end; ++task) {
-                       const int64_t c = task % blocks * kChannelBlock;
-                       reduce_rows(task / blocks, c, std::min(c + kChannelBlock, plan.C));
-                     }
-                   });
-    }
-    parallel_for(plan.C, grain(8 * plan.chunks), [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) call_compiled_once(finish, c);
-    });
-    if (any_output) {
-      parallel_for(plan.N, grain(plan.C), [&](int64_t begin, int64_t end) {
-        ((outputs.out == nullptr ? void() : outputs.rows(plan.C, begin, end)), ...);
-      });
-    }
+// to[i] = values[c + i], `missing` where there are none.
+void load_params(const void* values, DType dtype, int64_t c, int64_t count, double missing, Tile& to) {
+  if (values == nullptr) {
+    std::fill(to, to + count, missing);
     return;
   }
-
-  const auto apply = [&](int64_t n, int64_t c, int64_t s_begin, int64_t s_end) {
-    const int64_t row = (n * plan.C + c) * plan.S;
-    ((outputs.out == nullptr ? void() : outputs.plane(c, row + s_begin, row + s_end)), ...);
-  };
-  const bool fits = values * tensors_read * static_cast<int64_t>(sizeof(scalar_t)) <= kFusedBytes;
-  // Evaluation has nothing to read twice, and goes through memory in order.
-  if (reduce && fits && (plan.C >= 2 * at::get_num_threads() || plan.C * values <= kGrainElements)) {
-    parallel_for(plan.C, grain(values), [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        for (int64_t i = 0; reduce && i < plan.chunks; ++i) call_compiled_once(reduce_plane, c, i);
-        call_compiled_once(finish, c);
-        for (int64_t n = 0; any_output && n < plan.N; ++n) apply(n, c, 0, plan.S);
-      }
-    });
-    return;
-  }
-  if (reduce) {
-    parallel_for(plan.C * plan.chunks, grain(plan.chunk), [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task)
-        call_compiled_once(reduce_plane, task / plan.chunks, task % plan.chunks);
-    });
-  }
-  parallel_for(plan.C, grain(8 * plan.chunks), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) call_compiled_once(finish, c);
+  dispatch_dtype(dtype, [&](auto type) {
+    load_as<typename decltype(type)::type>(values, c, count, to);
+    return Status::success();
   });
-  if (any_output) {
-    const int64_t pieces = ceil_div(plan.S, kPieceElements);
-    parallel_for(plan.N * plan.C * pieces, grain(std::min(plan.S, kPieceElements)),
-                 [&](int64_t begin, int64_t end) {
-                   // Divisions once: rows may be as short as a few values.
-                   int64_t piece = begin % pieces, c = begin / pieces % plan.C, n = begin / pieces / plan.C;
-                   for (int64_t task = begin; task < end; ++task) {
-                     const int64_t s = piece * kPieceElements;
-                     apply(n, c, s, std::min(s + kPieceElements, plan.S));
-                     if (++piece < pieces) continue;
-                     piece = 0;
-                     if (++c < plan.C) continue;
-                     c = 0;
-                     ++n;
-                   }
-                 });
+}
+
+// values[c + i] = from[i].
+void store_params(void* values, DType dtype, int64_t c, int64_t count, const Tile& from) {
+  if (values == nullptr) return;
+  dispatch_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    T* to = static_cast<T*>(values) + c;
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(static_cast<acc_type<T>>(from[i]));
+    return Status::success();
+  });
+}
+
+// f(c, count) for tiles of [c_begin, c_end).
+template <typename F>
+void for_each_tile(int64_t c_begin, int64_t c_end, const F& f) {
+  for (int64_t c = c_begin; c < c_end; c += kTile) f(c, std::min(kTile, c_end - c));
+}
+
+// to[i] = sum k of channel c + i, chunks in ascending order.
+template <typename Work>
+void total_of(const Work& work, int64_t k, int64_t c, int64_t count, Tile& to) {
+  std::fill(to, to + count, 0.0);
+  for (int64_t chunk = 0; chunk < work.plan.chunks; ++chunk) {
+    const double* partial = work.partial(chunk, k) + c;
+    for (int64_t i = 0; i < count; ++i) to[i] += partial[i];
+  }
+}
+
+// Mean, from the origins, and sum of squared differences of channels c + i.
+template <typename Work>
+void combined_moments(const Work& work, int64_t c, int64_t count, Tile& mean, Tile& m2) {
+  std::fill(mean, mean + count, 0.0);
+  std::fill(m2, m2 + count, 0.0);
+  double before = 0;
+  for (int64_t chunk = 0; chunk < work.plan.chunks; ++chunk) {
+    const double *chunk_mean = work.partial(chunk, 0) + c, *chunk_m2 = work.partial(chunk, 1) + c;
+    const double n = static_cast<double>(ChunkOfChannel(work.plan, chunk).count());
+    const double share = n / (before + n), weight = before * share;
+    for (int64_t i = 0; i < count; ++i) {
+      const double delta = chunk_mean[i] - mean[i];
+      mean[i] = combined_mean(mean[i], chunk_mean[i], share);
+      m2[i] = m2[i] + chunk_m2[i] + delta * delta * weight;
+    }
+    before += n;
   }
 }
 
@@ -242,118 +110,169 @@ template <typename scalar_t>
 void batch_norm_forward_typed(const BatchNormForwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   const Plan plan = Plan::make<acc_t>(p.shape);
-  const Workspace<acc_t> workspace(p.workspace, plan, 2);
+  const Workspace<acc_t> work(p.workspace, plan, 2);
   const scalar_t* x = static_cast<const scalar_t*>(p.x);
   acc_t* mean = static_cast<acc_t*>(p.mean);
   acc_t* invstd = static_cast<acc_t*>(p.invstd);
-  acc_t* scale = workspace.coefficients;
+  acc_t* scale = work.coefficients;
   acc_t* shift = scale + plan.C;
-  const double count = static_cast<double>(plan.values());
+  const double values = static_cast<double>(plan.values());
   const double tracked = p.num_batches_tracked == nullptr ? 0 : static_cast<double>(*p.num_batches_tracked);
   const double factor = p.cumulative ? 1 / (tracked + 1) : p.momentum;
 
-  const auto chunk_count = [&](int64_t i) {
-    return static_cast<double>(plan.rows ? std::min(plan.chunk, plan.N - i * plan.chunk)
-                                         : ChunkOfChannel(plan, i).count());
+  // The coefficients of channels c + i, of these means and variances.
+  const auto coefficients = [&](int64_t c, int64_t count, const Tile& means, const Tile& vars) {
+    Tile weight, bias;
+    load_params(p.weight, p.param_dtype, c, count, 1, weight);
+    load_params(p.bias, p.param_dtype, c, count, 0, bias);
+    for (int64_t i = 0; i < count; ++i) {
+      const double root = std::sqrt(vars[i] + p.eps);
+      mean[c + i] = static_cast<acc_t>(means[i]);
+      invstd[c + i] = static_cast<acc_t>(1 / root);
+      scale[c + i] = static_cast<acc_t>(weight[i] / root);
+      // What rounding took from the mean comes back with the bias.
+      const double residual = static_cast<double>(mean[c + i]) - means[i];
+      const double moved = residual * static_cast<double>(scale[c + i]);
+      shift[c + i] = static_cast<acc_t>(bias[i] + (residual - residual == 0 ? moved : 0));
+    }
   };
-  const auto finish = [&](int64_t c) {
-    Moments<double> m{0, 0, 0};
-    if (p.training) {
-      const Partials means(plan, workspace.partials, 2, c, 0), m2s(plan, workspace.partials, 2, c, 1);
-      for (int64_t i = 0; i < plan.chunks; ++i) m = combine(m, {chunk_count(i), means[i], m2s[i]});
+  const auto move = [&](void* running, int64_t c, int64_t count, const Tile& batch) {
+    if (running == nullptr) return;
+    Tile value;
+    load_params(running, p.param_dtype, c, count, 0, value);
+    for (int64_t i = 0; i < count; ++i) value[i] = (1 - factor) * value[i] + factor * batch[i];
+    store_params(running, p.param_dtype, c, count, value);
+  };
+  const auto from_running = [&](int64_t c_begin, int64_t c_end) {
+    for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
+      Tile means, vars;
+      load_params(p.running_mean, p.param_dtype, c, count, 0, means);
+      load_params(p.running_var, p.param_dtype, c, count, 1, vars);
+      coefficients(c, count, means, vars);
+    });
+  };
+  const auto from_batch = [&](int64_t c_begin, int64_t c_end) {
+    for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
+      Tile means, m2, vars;
+      combined_moments(work, c, count, means, m2);
+      for (int64_t i = 0; i < count; ++i) {
+        means[i] = origin(plan, x, c + i) + means[i];
+        vars[i] = m2[i] / values;
+      }
+      coefficients(c, count, means, vars);
+      for (int64_t i = 0; i < count; ++i) vars[i] = m2[i] / (values - 1);
+      move(p.running_mean, c, count, means);
+      move(p.running_var, c, count, vars);
+    });
+  };
+  const Affine<scalar_t, kX | kOne> output{
+      nullptr, nullptr, x, static_cast<scalar_t*>(p.y), nullptr, nullptr, mean, scale, shift, nullptr};
+  if (!p.training) return walk<scalar_t>(plan, 2, false, from_running, Nothing{}, Nothing{}, output);
+  walk<scalar_t>(
+      plan, 2, true, Nothing{},
+      [&](int64_t i, int64_t c_begin, int64_t c_end) {
+        if (plan.rows) {
+          row_moments(work, x, i, c_begin, c_end);
+        } else {
+          plane_moments(work, x, i, c_begin, c_end);
+        }
+      },
+      from_batch, output);
+  if (p.num_batches_tracked != nullptr) ++*p.num_batches_tracked;
+}
+
+// Leaves the partial sums of terms.
+template <typename Work, typename Terms>
+auto reducing(const Work& work, const Terms& terms) {
+  return [&work, terms](int64_t i, int64_t c_begin, int64_t c_end) {
+    if (work.plan.rows) {
+      row_sums(work, terms, i, c_begin, c_end);
     } else {
-      m.mean = load_param(p.running_mean, p.param_dtype, c, 0);
-    }
-    const double var = !p.training ? load_param(p.running_var, p.param_dtype, c, 1)
-                       : count > 0 ? m.m2 / count
-                                   : 0;
-    mean[c] = static_cast<acc_t>(m.mean);
-    invstd[c] = static_cast<acc_t>(1 / std::sqrt(var + p.eps));
-    scale[c] = static_cast<acc_t>(load_param(p.weight, p.param_dtype, c, 1) / std::sqrt(var + p.eps));
-    // What rounding took from the mean comes back with the bias.
-    const double residual = mean[c] - m.mean;
-    shift[c] = static_cast<acc_t>(load_param(p.bias, p.param_dtype, c, 0) +
-                                  (std::isfinite(residual) ? residual * static_cast<double>(scale[c]) : 0));
-    if (p.training && count > 0) {
-      const auto move = [&](void* running, double batch) {
-        if (running == nullptr) return;
-        const double old = load_param(running, p.param_dtype, c, 0);
-        store_param(running, p.param_dtype, c, (1 - factor) * old + factor * batch);
-      };
-      move(p.running_mean, m.mean);
-      move(p.running_var, m.m2 / (count - 1));
+      plane_sums(work, terms, i, c_begin, c_end);
     }
   };
-  run<scalar_t>(
-      plan, 1, p.training,
-      [&](int64_t c, int64_t i) {
-        const Moments<double> m = chunk_moments(plan, x, c, i);
-        double* partial = workspace.partials + (c * plan.chunks + i) * 2;
-        partial[0] = m.mean;
-        partial[1] = m.m2;
-      },
-      [&](int64_t chunk, int64_t c_begin, int64_t c_end) {
-        row_chunk_moments(plan, x, chunk, c_begin, c_end, workspace.partials);
-      },
-      finish,
-      Affine<scalar_t, kX | kOne>{
-          {nullptr, nullptr, x}, static_cast<scalar_t*>(p.y), nullptr, nullptr, mean, scale, shift, nullptr});
-  if (p.training && p.num_batches_tracked != nullptr) ++*p.num_batches_tracked;
 }
 
 template <typename scalar_t>
 void batch_norm_backward_typed(const BatchNormBackwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   const Plan plan = Plan::make<acc_t>(p.shape);
-  const Workspace<acc_t> workspace(p.workspace, plan, 3);
-  const Tensors<scalar_t> in{nullptr, static_cast<const scalar_t*>(p.grad_y),
-                             static_cast<const scalar_t*>(p.x)};
+  const Workspace<acc_t> work(p.workspace, plan, p.training ? 3 : 2);
+  const scalar_t* gy = static_cast<const scalar_t*>(p.grad_y);
+  const scalar_t* x = static_cast<const scalar_t*>(p.x);
+  scalar_t* grad_x = static_cast<scalar_t*>(p.grad_x);
   const acc_t* mean = static_cast<const acc_t*>(p.mean);
   const acc_t* invstd = static_cast<const acc_t*>(p.invstd);
-  acc_t* k_out = workspace.coefficients;
+  acc_t* k_out = work.coefficients;
   acc_t* k_x = k_out + plan.C;
   acc_t* k_one = k_x + plan.C;
-  const bool reduce = p.grad_weight != nullptr || p.grad_bias != nullptr || (p.training && p.grad_x != nullptr);
+  const double values = static_cast<double>(plan.values());
 
-  const auto finish = [&](int64_t c) {
-    const double count = static_cast<double>(std::max<int64_t>(1, plan.values()));
-    const double invstd_c = invstd[c];
-    double sum_gy = 0, sum_gy_xhat = 0;
-    // In training, what rounding took from the saved mean: x - mean should have the sum 0. With few values a
-    // channel the gradient is what two large terms leave, and this would be most of its error.
-    double residual = 0;
-    if (reduce) {
-      const auto total = [&](int64_t i) { return Partials(plan, workspace.partials, 3, c, i).sum(); };
-      sum_gy = total(0);
-      if (p.training && std::isfinite(total(2))) residual = total(2) / count;
-      sum_gy_xhat = (total(1) - residual * sum_gy) * invstd_c;
-    }
-    store_param(p.grad_bias, p.param_dtype, c, sum_gy);
-    store_param(p.grad_weight, p.param_dtype, c, sum_gy_xhat);
-    const auto k = batch_norm_backward_coefficients<double>(
-        p.training, count, load_param(p.weight, p.param_dtype, c, 1), invstd_c, sum_gy, sum_gy_xhat);
-    k_out[c] = static_cast<acc_t>(k.scale);
-    k_x[c] = static_cast<acc_t>(k.slope * invstd_c);
-    k_one[c] = static_cast<acc_t>(k.offset - residual * k.slope * invstd_c);
+  const auto finish = [&](int64_t c_begin, int64_t c_end) {
+    for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
+      Tile sum_gy, sum_gy_xhat, residual;
+      total_of(work, 0, c, count, sum_gy);
+      total_of(work, 1, c, count, sum_gy_xhat);
+      // In training, what rounding took from the saved mean: x - mean should have the sum 0. With few values a
+      // channel the gradient is what two large terms leave, and this would be most of its error.
+      std::fill(residual, residual + count, 0.0);
+      if (p.training) {
+        total_of(work, 2, c, count, residual);
+        for (int64_t i = 0; i < count; ++i)
+          residual[i] = residual[i] - residual[i] == 0 ? residual[i] / values : 0;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        sum_gy_xhat[i] = (sum_gy_xhat[i] - residual[i] * sum_gy[i]) * static_cast<double>(invstd[c + i]);
+      }
+      store_params(p.grad_bias, p.param_dtype, c, count, sum_gy);
+      store_params(p.grad_weight, p.param_dtype, c, count, sum_gy_xhat);
+      if (!p.training || grad_x == nullptr) return;
+      Tile weight;
+      load_params(p.weight, p.param_dtype, c, count, 1, weight);
+      for (int64_t i = 0; i < count; ++i) {
+        const double invstd_c = invstd[c + i];
+        const auto k = batch_norm_backward_coefficients<double>(true, values, weight[i], invstd_c, sum_gy[i],
+                                                                sum_gy_xhat[i]);
+        k_out[c + i] = static_cast<acc_t>(k.scale);
+        k_x[c + i] = static_cast<acc_t>(k.slope * invstd_c);
+        k_one[c + i] = static_cast<acc_t>(k.offset - residual[i] * k.slope * invstd_c);
+      }
+    });
   };
-  const auto run_with = [&](const auto& output) {
-    run<scalar_t>(
-        plan, 2, reduce,
-        [&](int64_t c, int64_t i) {
-          chunk_sums<3>(plan, in, mean[c], c, i, workspace.partials + (c * plan.chunks + i) * 3);
-        },
-        [&](int64_t chunk, int64_t c_begin, int64_t c_end) {
-          row_chunk_sums<3>(plan, in, mean, chunk, c_begin, c_end, workspace.partials);
-        },
-        finish, output);
-  };
-  scalar_t* grad_x = static_cast<scalar_t*>(p.grad_x);
   if (p.training) {
-    run_with(
-        Affine<scalar_t, kUnitGy | kX | kOne | kOut>{in, grad_x, nullptr, nullptr, mean, k_x, k_one, k_out});
-  } else {
+    return walk<scalar_t>(plan, 3, true, Nothing{}, reducing(work, GradientTerms<scalar_t>{gy, x, mean}),
+                          finish,
+                          Affine<scalar_t, kUnitGy | kX | kOne | kOut>{nullptr, gy, x, grad_x, nullptr, nullptr,
+                                                                       mean, k_x, k_one, k_out});
+  }
+  const auto scales = [&](int64_t c_begin, int64_t c_end) {
+    for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
+      Tile weight;
+      load_params(p.weight, p.param_dtype, c, count, 1, weight);
+      for (int64_t i = 0; i < count; ++i) {
+        k_out[c + i] = static_cast<acc_t>(weight[i] * static_cast<double>(invstd[c + i]));
+      }
+    });
+  };
+  if (p.grad_weight == nullptr && p.grad_bias == nullptr) {
     // x has no part in grad_x: an infinity in it must not turn into 0 * inf.
-    run_with(Affine<scalar_t, kUnitGy | kOut>{in, grad_x, nullptr, nullptr, nullptr, nullptr, nullptr, k_out});
+    return walk<scalar_t>(plan, 2, false, scales, Nothing{}, Nothing{},
+                          Affine<scalar_t, kUnitGy | kOut>{nullptr, gy, nullptr, grad_x, nullptr, nullptr,
+                                                           nullptr, nullptr, nullptr, k_out});
+  }
+  if (grad_x != nullptr && stores_around_cache(plan, grad_x)) {
+    const EvaluationGradientTerms<scalar_t, true> terms{gy, x, mean, k_out, grad_x};
+    const auto reduce = reducing(work, terms);
+    walk<scalar_t>(
+        plan, 3, true, scales,
+        [&](int64_t i, int64_t c_begin, int64_t c_end) {
+          reduce(i, c_begin, c_end);
+          publish_stores();
+        },
+        finish);
+  } else {
+    const EvaluationGradientTerms<scalar_t, false> terms{gy, x, mean, k_out, grad_x};
+    walk<scalar_t>(plan, 3, true, scales, reducing(work, terms), finish);
   }
 }
 
@@ -361,59 +280,50 @@ template <typename scalar_t>
 void batch_norm_double_backward_typed(const BatchNormDoubleBackwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   const Plan plan = Plan::make<acc_t>(p.shape);
-  const Workspace<acc_t> workspace(p.workspace, plan, 5);
-  const Tensors<scalar_t> in{static_cast<const scalar_t*>(p.gg_x), static_cast<const scalar_t*>(p.grad_y),
-                             static_cast<const scalar_t*>(p.x)};
+  const Workspace<acc_t> work(p.workspace, plan, 5);
+  const scalar_t* gx = static_cast<const scalar_t*>(p.gg_x);
+  const scalar_t* gy = static_cast<const scalar_t*>(p.grad_y);
+  const scalar_t* x = static_cast<const scalar_t*>(p.x);
   const acc_t* mean = static_cast<const acc_t*>(p.mean);
   const acc_t* invstd = static_cast<const acc_t*>(p.invstd);
   acc_t* k[7];
-  for (int i = 0; i < 7; ++i) k[i] = workspace.coefficients + i * plan.C;
-  const bool reduce = p.training || p.d_weight != nullptr;
+  for (int i = 0; i < 7; ++i) k[i] = work.coefficients + i * plan.C;
+  const bool reduces = p.training || p.d_weight != nullptr;
+  const double values = static_cast<double>(plan.values());
 
-  const auto finish = [&](int64_t c) {
-    const double invstd_c = invstd[c];
-    BatchNormDoubleBackwardSums<double> sum{0, 0, 0, 0, 0};
-    if (reduce) {
-      const auto total = [&](int64_t i) { return Partials(plan, workspace.partials, 5, c, i).sum(); };
-      sum = {total(0), total(1), total(2) * invstd_c, total(3) * invstd_c, total(4)};
-    }
-    const double count = static_cast<double>(std::max<int64_t>(1, plan.values()));
-    const auto result = batch_norm_double_backward_coefficients<double>(
-        p.training, count, load_param(p.weight, p.param_dtype, c, 1), invstd_c,
-        load_param(p.gg_weight, p.param_dtype, c, 0), load_param(p.gg_bias, p.param_dtype, c, 0), sum);
-    store_param(p.d_weight, p.param_dtype, c, result.d_weight);
-    const double values[7] = {result.y_gx, result.y_xhat * invstd_c, result.y_one, result.x_gx,
-                              result.x_gy, result.x_xhat * invstd_c, result.x_one};
-    for (int i = 0; i < 7; ++i) k[i][c] = static_cast<acc_t>(values[i]);
+  const auto finish = [&](int64_t c_begin, int64_t c_end) {
+    for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
+      Tile sums[5], weight, gg_weight, gg_bias, d_weight;
+      for (int s = 0; s < 5; ++s) {
+        std::fill(sums[s], sums[s] + count, 0.0);
+        if (reduces) total_of(work, s, c, count, sums[s]);
+      }
+      load_params(p.weight, p.param_dtype, c, count, 1, weight);
+      load_params(p.gg_weight, p.param_dtype, c, count, 0, gg_weight);
+      load_params(p.gg_bias, p.param_dtype, c, count, 0, gg_bias);
+      for (int64_t i = 0; i < count; ++i) {
+        const double invstd_c = invstd[c + i];
+        const auto result = batch_norm_double_backward_coefficients<double>(
+            p.training, values, weight[i], invstd_c, gg_weight[i], gg_bias[i],
+            {sums[0][i], sums[1][i], sums[2][i] * invstd_c, sums[3][i] * invstd_c, sums[4][i]});
+        d_weight[i] = result.d_weight;
+        const double coefficients[7] = {result.y_gx, result.y_xhat * invstd_c, result.y_one, result.x_gx,
+                                        result.x_gy, result.x_xhat * invstd_c, result.x_one};
+        for (int j = 0; j < 7; ++j) k[j][c + i] = static_cast<acc_t>(coefficients[j]);
+      }
+      store_params(p.d_weight, p.param_dtype, c, count, d_weight);
+    });
   };
   // Terms whose factor is 0 by definition are left out, so that an infinity cannot turn into 0 * inf.
   const bool through_weight = p.training || p.gg_weight != nullptr;
-  run<scalar_t>(
-      plan, 3, reduce,
-      [&](int64_t c, int64_t i) {
-        chunk_sums<5>(plan, in, mean[c], c, i, workspace.partials + (c * plan.chunks + i) * 5);
-      },
-      [&](int64_t chunk, int64_t c_begin, int64_t c_end) {
-        row_chunk_sums<5>(plan, in, mean, chunk, c_begin, c_end, workspace.partials);
-      },
-      finish,
-      Affine<scalar_t, kGx | kX | kOne | kOptional>{{in.gx, nullptr, through_weight ? in.x : nullptr},
-                                                    static_cast<scalar_t*>(p.d_grad_y),
-                                                    k[0],
-                                                    nullptr,
-                                                    mean,
-                                                    k[1],
-                                                    k[2],
-                                                    nullptr},
+  walk<scalar_t>(
+      plan, 5, reduces, Nothing{}, reducing(work, DoubleBackwardTerms<scalar_t>{gx, gy, x, mean}), finish,
+      Affine<scalar_t, kGx | kX | kOne | kOptional>{gx, nullptr, through_weight ? x : nullptr,
+                                                    static_cast<scalar_t*>(p.d_grad_y), k[0], nullptr, mean,
+                                                    k[1], k[2], nullptr},
       Affine<scalar_t, kGx | kGy | kX | kOne | kOptional>{
-          {p.training ? in.gx : nullptr, through_weight ? in.gy : nullptr, p.training ? in.x : nullptr},
-          static_cast<scalar_t*>(p.d_x),
-          k[3],
-          k[4],
-          mean,
-          k[5],
-          p.training ? k[6] : nullptr,
-          nullptr});
+          p.training ? gx : nullptr, through_weight ? gy : nullptr, p.training ? x : nullptr,
+          static_cast<scalar_t*>(p.d_x), k[3], k[4], mean, k[5], p.training ? k[6] : nullptr, nullptr});
 }
 
 // Bytes for `sums` partial sums a chunk and `coefficients` a channel.

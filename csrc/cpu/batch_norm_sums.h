@@ -1,6 +1,10 @@
 // Sums per channel that batch normalisation needs: statistics of x, and the sums of backward and double
 // backward. Each function sums one chunk (batch_norm_plan.h) and leaves float64 partial sums. batch_norm.cpp
 // states the method and its error.
+//
+// What is summed is one of the Terms below: kSums numbers of each value. Terms are walked along planes, where
+// a vector holds values of one channel (broadcast() gives what belongs to it), or along rows, where a lane is a
+// channel (load()).
 #pragma once
 
 #include <algorithm>
@@ -9,313 +13,406 @@
 
 #include "../ops/batch_norm_math.h"
 #include "batch_norm_plan.h"
-#include "vec_convert.h"
+#include "batch_norm_vectors.h"
 
 namespace fastnn::FASTNN_BACKEND::bn {
 
-// ---- statistics ----
+// ---- terms ----
 
-// v in the first `count` lanes, 0 behind them.
+// sum = term, or sum += term.
+template <bool kFirst, typename V>
+__attribute__((always_inline)) inline void add_to(V& sum, const V& term) {
+  sum = kFirst ? term : sum + term;
+}
+
+template <bool kFirst, typename V>
+__attribute__((always_inline)) inline void add_product_to(V& sum, const V& a, const V& b) {
+  sum = kFirst ? a * b : at::vec::fmadd(a, b, sum);
+}
+
+// What a vector of one channel, or of several, is seen from. Lanes behind the last value hold 0, and must not
+// become 0 - centre.
 template <typename acc_t>
-inline Vec<acc_t> first_lanes(const Vec<acc_t>& v, int64_t count) {
-#if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (sizeof(acc_t) == 4) {
-    return _mm512_maskz_mov_ps(static_cast<__mmask16>((1u << count) - 1), v);
-  } else {
-    return _mm512_maskz_mov_pd(static_cast<__mmask8>((1u << count) - 1), v);
-  }
-#else
-  alignas(64) acc_t lanes[kLanes<acc_t>];
-  v.store(lanes);
-  std::fill(lanes + count, lanes + kLanes<acc_t>, acc_t(0));
-  return Vec<acc_t>::loadu(lanes);
-#endif
-}
+struct Centre {
+  Vec<acc_t> centre;
+  Centre first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count)}; }
+};
 
-// Independent sums, to hide the latency of an addition.
-inline constexpr int kWays = 4;
-
-// f(way, i, count) for the vectors of [0, length), in turn to kWays sums. The ways are constants where f is
-// inlined, so that the sums stay in registers. Only the last vector may be partial.
-template <typename acc_t, typename F>
-inline __attribute__((always_inline)) void for_each_vector_in_ways(int64_t length, const F& f) {
-  constexpr int64_t W = kLanes<acc_t>;
-  static_assert(kWays == 4);
-  int64_t i = 0;
-  for (; i + kWays * W <= length; i += kWays * W) {
-    f(0, i, W);
-    f(1, i + W, W);
-    f(2, i + 2 * W, W);
-    f(3, i + 3 * W, W);
-  }
-  if (i + W <= length) f(0, i, W), i += W;
-  if (i + W <= length) f(1, i, W), i += W;
-  if (i + W <= length) f(2, i, W), i += W;
-  if (i < length) f(3, i, length - i);
-}
-
-template <typename acc_t>
-inline acc_t sum_ways(const Vec<acc_t> (&sums)[kWays]) {
-  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-}
-
-// Moments of `rows` rows of `length` values, `pitch` apart: few enough to stay in L1 from one pass to the next.
-template <typename scalar_t>
-Moments<double> moments(const scalar_t* values, int64_t rows, int64_t length, int64_t pitch) {
+// x - centre and, with kSums = 2, its square.
+template <typename scalar_t, int kSumsOfDeviations>
+struct Deviations {
+  using scalar = scalar_t;
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
-  constexpr int64_t W = kLanes<acc_t>;
-  const double n = static_cast<double>(rows * length);
-  const int64_t rest = length % W;
+  static constexpr int kSums = kSumsOfDeviations;
 
-  // An infinity to subtract would turn into NaN what should remain an infinite mean.
-  const acc_t head = static_cast<acc_t>(values[0]);
-  const acc_t first = std::isfinite(head) ? head : acc_t(0);
-  V sums[kWays] = {V(0), V(0), V(0), V(0)};
-  {
-    const V center(first), last_center = first_lanes<acc_t>(center, rest);
-    for (int64_t row = 0; row < rows; ++row) {
-      const scalar_t* x = values + row * pitch;
-      for_each_vector_in_ways<acc_t>(
-          length, [&](int way, int64_t i, int64_t count) __attribute__((always_inline)) {
-            sums[way] = sums[way] + (load_acc(x + i, count) - (count == W ? center : last_center));
-          });
-    }
-  }
-  const double mean = static_cast<double>(first) + static_cast<double>(sum_ways<acc_t>(sums)) / n;
-  if (!std::isfinite(mean)) return {n, mean, mean - mean};
+  const scalar_t* x;
+  const acc_t* centre;  // of channels from c0 on
+  int64_t c0 = 0;
 
-  const V center(static_cast<acc_t>(mean)), last_center = first_lanes<acc_t>(center, rest);
-  V squares[kWays] = {V(0), V(0), V(0), V(0)};
-  for (V& sum : sums) sum = V(0);
-  for (int64_t row = 0; row < rows; ++row) {
-    const scalar_t* x = values + row * pitch;
-    for_each_vector_in_ways<acc_t>(length,
-                                   [&](int way, int64_t i, int64_t count) __attribute__((always_inline)) {
-                                     const V d = load_acc(x + i, count) - (count == W ? center : last_center);
-                                     sums[way] = sums[way] + d;
-                                     squares[way] = at::vec::fmadd(d, d, squares[way]);
-                                   });
-  }
-  const double shift = static_cast<double>(sum_ways<acc_t>(sums));
-  const double m2 = static_cast<double>(sum_ways<acc_t>(squares)) - shift * shift / n;
-  return {n, static_cast<double>(static_cast<acc_t>(mean)) + shift / n, m2 < 0 ? 0 : m2};
-}
+  Centre<acc_t> broadcast(int64_t c) const { return {V(centre[c - c0])}; }
+  Centre<acc_t> load(int64_t c, int64_t count) const { return {load_acc(centre + c, count)}; }
 
-template <typename scalar_t>
-Moments<double> chunk_moments(const Plan& plan, const scalar_t* x, int64_t c, int64_t i) {
-  using acc_t = acc_type<scalar_t>;
-  constexpr int64_t W = kLanes<acc_t>;
-  const ChunkOfChannel chunk(plan, i);
-  const scalar_t* begin = x + (chunk.n * plan.C + c) * plan.S + chunk.s;
-  if (chunk.length >= W) return moments(begin, chunk.rows, chunk.length, plan.C * plan.S);
-  // Rows of less than a vector are packed without gaps. Each row's store runs over by up to W - 1.
-  alignas(64) acc_t packed[kChunkBytes / sizeof(acc_t) + W];
-  for (int64_t row = 0; row < chunk.rows; ++row) {
-    load_acc(begin + row * plan.C * plan.S, chunk.length).store(packed + row * chunk.length);
-  }
-  return moments(static_cast<const acc_t*>(packed), 1, chunk.count(), 0);
-}
-
-// Rows whose values of a vector's channels are added between loading and storing its sums, which lie in L1.
-// Memory is read row by row, a walk that the processor's prefetching follows, unlike one down a few columns,
-// whose sums could stay in registers. What lies in the cache needs no prefetching, and is read several rows at
-// once, which spares most of those loads and stores. The order of additions is the same.
-inline constexpr int kRowsAtOnce = 4;
-inline constexpr int64_t kCachedBytes = 2 * 1024 * 1024;
-
-// Rows of a block of `rows` that are read kRowsAtOnce at once.
-template <typename scalar_t>
-inline int64_t grouped_rows(const Plan& plan, int64_t rows) {
-  const bool cached = plan.values() * plan.C * static_cast<int64_t>(sizeof(scalar_t)) <= kCachedBytes;
-  return cached ? rows / kRowsAtOnce * kRowsAtOnce : 0;
-}
-
-// Sums over kBlockRows rows of up to kChannelBlock channels.
-template <typename acc_t>
-struct BlockMoments {
-  alignas(64) acc_t first[kChannelBlock + kLanes<acc_t>];
-  alignas(64) acc_t sums[kChannelBlock + kLanes<acc_t>];
-  alignas(64) acc_t squares[kChannelBlock + kLanes<acc_t>];
-
-  template <int kRows, typename scalar_t>
-  void add(const scalar_t* x, int64_t pitch, int64_t channels) {
-    using V = Vec<acc_t>;
-    for_each_vector<acc_t>(0, channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-      const V center = V::loadu(first + c);
-      V sum = V::loadu(sums + c), square = V::loadu(squares + c);
-#pragma GCC unroll 4
-      for (int row = 0; row < kRows; ++row) {
-        const V d = load_acc(x + row * pitch + c, count) - center;
-        sum = sum + d;
-        square = at::vec::fmadd(d, d, square);
-      }
-      sum.store(sums + c);
-      square.store(squares + c);
-    });
+  template <bool kFirst>
+  __attribute__((always_inline)) void add(V* sums, int64_t at, int64_t count, const Centre<acc_t>& k) const {
+    const V d = load_acc(x + at, count) - k.centre;
+    add_to<kFirst>(sums[0], d);
+    if constexpr (kSums == 2) add_product_to<kFirst>(sums[1], d, d);
   }
 };
 
+// gy, gy * (x - mean) and x - mean.
 template <typename scalar_t>
-void row_chunk_moments(const Plan& plan, const scalar_t* x, int64_t chunk, int64_t c_begin, int64_t c_end,
-                       double* partials) {
+struct GradientTerms {
+  using scalar = scalar_t;
   using acc_t = acc_type<scalar_t>;
-  const int64_t begin = chunk * plan.chunk, end = std::min(begin + plan.chunk, plan.N);
-  const int64_t channels = c_end - c_begin;
-  double* mean = partials + chunk * 2 * plan.C + c_begin;
-  double* m2 = mean + plan.C;
-  BlockMoments<acc_t> block;
-  for (int64_t row = begin; row < end; row += kBlockRows) {
-    const int64_t rows = std::min(kBlockRows, end - row), before = row - begin;
-    const scalar_t* from = x + row * plan.C + c_begin;
-    for_each_vector<acc_t>(0, channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-      // As in moments(), an infinity is not subtracted: it would make the infinite mean NaN.
-      const Vec<acc_t> head = load_acc(from + c, count), zero = head - head;
-      Vec<acc_t>::blendv(head, Vec<acc_t>(0), zero != zero).store(block.first + c);
-      Vec<acc_t>(0).store(block.sums + c);
-      Vec<acc_t>(0).store(block.squares + c);
-    });
-    int64_t r = 0;
-    for (; r < grouped_rows<scalar_t>(plan, rows); r += kRowsAtOnce) {
-      block.template add<kRowsAtOnce>(from + r * plan.C, plan.C, channels);
-    }
-    for (; r < rows; ++r) block.template add<1>(from + r * plan.C, plan.C, channels);
+  using V = Vec<acc_t>;
+  static constexpr int kSums = 3;
 
-    // combine() of each channel with what stands before, whose share is the same in all of them: a loop of few
-    // operations that the compiler turns into vectors.
-    const double n = static_cast<double>(rows), n_before = static_cast<double>(before);
-    const double share = n / (n + n_before), weight = n_before * share;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double shift = block.sums[c] / n, square = block.squares[c] - block.sums[c] * shift;
-      const double block_mean = block.first[c] + shift, block_m2 = square < 0 ? 0 : square;
-      const double delta = block_mean - mean[c];
-      const double moved =
-          delta - delta == 0 ? mean[c] + delta * share : mean[c] * (1 - share) + block_mean * share;
-      mean[c] = before == 0 ? block_mean : moved;
-      m2[c] = before == 0 ? block_m2 : m2[c] + block_m2 + delta * delta * weight;
-    }
+  const scalar_t *gy, *x;
+  const acc_t* mean;  // [C]
+
+  GradientTerms from(int64_t c) const { return {gy + c, x + c, mean + c}; }
+  Centre<acc_t> broadcast(int64_t c) const { return {V(mean[c])}; }
+  Centre<acc_t> load(int64_t c, int64_t count) const { return {load_acc(mean + c, count)}; }
+
+  template <bool kFirst>
+  __attribute__((always_inline)) void add(V* sums, int64_t at, int64_t count, const Centre<acc_t>& k) const {
+    const V d = load_acc(x + at, count) - k.centre, g = load_acc(gy + at, count);
+    add_to<kFirst>(sums[0], g);
+    add_product_to<kFirst>(sums[1], g, d);
+    add_to<kFirst>(sums[2], d);
   }
-}
+};
 
-// ---- sums of backward and double backward ----
+// gy and gy * (x - mean), and on the way grad_x = gy * scale: evaluation's backward, which needs no sum for it.
+template <typename scalar_t, bool kAroundCache>
+struct EvaluationGradientTerms {
+  using scalar = scalar_t;
+  using acc_t = acc_type<scalar_t>;
+  using V = Vec<acc_t>;
+  static constexpr int kSums = 2;
 
-// Tensors of one shape; null ones count as 0.
+  const scalar_t *gy, *x;
+  const acc_t *mean, *scale;  // [C]
+  scalar_t* grad_x;           // null when not wanted
+
+  struct Channel {
+    V centre, scale;
+    Channel first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count), scale}; }
+  };
+
+  EvaluationGradientTerms from(int64_t c) const {
+    return {gy + c, x + c, mean + c, scale + c, grad_x == nullptr ? nullptr : grad_x + c};
+  }
+  Channel broadcast(int64_t c) const { return {V(mean[c]), V(scale[c])}; }
+  Channel load(int64_t c, int64_t count) const {
+    return {load_acc(mean + c, count), load_acc(scale + c, count)};
+  }
+
+  template <bool kFirst>
+  __attribute__((always_inline)) void add(V* sums, int64_t at, int64_t count, const Channel& k) const {
+    const V d = load_acc(x + at, count) - k.centre, g = load_acc(gy + at, count);
+    add_to<kFirst>(sums[0], g);
+    add_product_to<kFirst>(sums[1], g, d);
+    if (grad_x == nullptr) return;
+    if constexpr (kAroundCache) {
+      if (count == kLanes<acc_t>) return store_around_cache(grad_x + at, g * k.scale);
+    }
+    store_acc(grad_x + at, g * k.scale, count);
+  }
+};
+
+// The members of BatchNormDoubleBackwardSums, with x - mean for xhat. Null tensors count as 0.
 template <typename scalar_t>
-struct Tensors {
+struct DoubleBackwardTerms {
+  using scalar = scalar_t;
+  using acc_t = acc_type<scalar_t>;
+  using V = Vec<acc_t>;
+  static constexpr int kSums = 5;
+
   const scalar_t *gx, *gy, *x;
+  const acc_t* mean;  // [C]
+
+  DoubleBackwardTerms from(int64_t c) const {
+    return {gx == nullptr ? gx : gx + c, gy == nullptr ? gy : gy + c, x + c, mean + c};
+  }
+  Centre<acc_t> broadcast(int64_t c) const { return {V(mean[c])}; }
+  Centre<acc_t> load(int64_t c, int64_t count) const { return {load_acc(mean + c, count)}; }
+
+  template <bool kFirst>
+  __attribute__((always_inline)) void add(V* sums, int64_t at, int64_t count, const Centre<acc_t>& k) const {
+    const V d = load_acc(x + at, count) - k.centre;
+    const V g = gy == nullptr ? V(0) : load_acc(gy + at, count);
+    const V h = gx == nullptr ? V(0) : load_acc(gx + at, count);
+    add_to<kFirst>(sums[0], h);
+    add_to<kFirst>(sums[1], g);
+    add_product_to<kFirst>(sums[2], h, d);
+    add_product_to<kFirst>(sums[3], g, d);
+    add_product_to<kFirst>(sums[4], h, g);
+  }
 };
 
-// K = 3: sums of gy, gy * (x - mean) and x - mean; no tensor of these is null. K = 5: the members of
-// BatchNormDoubleBackwardSums, with x - mean for xhat. Lanes behind `count` add 0: those of the tensors are 0,
-// and those of mean must be.
-template <int K, typename scalar_t>
-__attribute__((always_inline)) inline void add_terms(const Tensors<scalar_t>& in, int64_t at, int64_t count,
-                                                     const Vec<acc_type<scalar_t>>& mean,
-                                                     Vec<acc_type<scalar_t>> (&sums)[K]) {
-  using V = Vec<acc_type<scalar_t>>;
-  const V x = load_acc(in.x + at, count) - mean;
-  if constexpr (K == 3) {
-    const V gy = load_acc(in.gy + at, count);
-    sums[0] = sums[0] + gy;
-    sums[1] = at::vec::fmadd(gy, x, sums[1]);
-    sums[2] = sums[2] + x;
-  } else {
-    static_assert(K == 5);
-    const V gy = in.gy == nullptr ? V(0) : load_acc(in.gy + at, count);
-    const V gx = in.gx == nullptr ? V(0) : load_acc(in.gx + at, count);
-    sums[0] = sums[0] + gx;
-    sums[1] = sums[1] + gy;
-    sums[2] = at::vec::fmadd(gx, x, sums[2]);
-    sums[3] = at::vec::fmadd(gy, x, sums[3]);
-    sums[4] = at::vec::fmadd(gx, gy, sums[4]);
-  }
-}
+// ---- along planes ----
 
-template <int K, typename scalar_t>
-void chunk_sums(const Plan& plan, const Tensors<scalar_t>& in, acc_type<scalar_t> mean, int64_t c, int64_t i,
-                double* partials) {
-  using acc_t = acc_type<scalar_t>;
-  using V = Vec<acc_t>;
-  constexpr int64_t W = kLanes<acc_t>;
-  const ChunkOfChannel chunk(plan, i);
-  // Lanes behind the last value hold 0, and must not become 0 - mean.
-  const V center(mean), last_center = first_lanes<acc_t>(center, chunk.length % W);
-  V sums[kWays][K];
-  for (auto& way : sums) {
-    for (V& sum : way) sum = V(0);
-  }
-  for (int64_t row = 0; row < chunk.rows; ++row) {
-    const int64_t begin = ((chunk.n + row) * plan.C + c) * plan.S + chunk.s;
-    for_each_vector_in_ways<acc_t>(
-        chunk.length, [&](int way, int64_t j, int64_t count) __attribute__((always_inline)) {
-          add_terms<K>(in, begin + j, count, count == W ? center : last_center, sums[way]);
-        });
-  }
-  for (int k = 0; k < K; ++k) {
-    const V ways[kWays] = {sums[0][k], sums[1][k], sums[2][k], sums[3][k]};
-    partials[k] = static_cast<double>(sum_ways<acc_t>(ways));
-  }
-}
-
-// sums[k][c] of kRows rows from element `at`, which is channel 0 of mean and sums.
-template <int K, int kRows, typename scalar_t, typename Sums>
-inline void add_rows(const Plan& plan, const Tensors<scalar_t>& in, const acc_type<scalar_t>* mean, int64_t at,
-                     int64_t channels, Sums& sums) {
-  using acc_t = acc_type<scalar_t>;
-  using V = Vec<acc_t>;
-  for_each_vector<acc_t>(0, channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-    const V center = load_acc(mean + c, count);
-    V total[K];
-#pragma GCC unroll 5
-    for (int k = 0; k < K; ++k) total[k] = V::loadu(sums[k] + c);
+// Adds the values of kStreams runs of one channel, `pitch` apart. Each run has sums of its own on the way,
+// which also hides the latency of an addition.
+template <typename Terms, typename Channel, typename V>
+__attribute__((always_inline)) inline void sum_runs(const Terms terms, const Channel k, int64_t at,
+                                                    int64_t length, int64_t pitch, V (&sums)[Terms::kSums]) {
+  constexpr int64_t W = V::size();
+  V of_run[kStreams][Terms::kSums];
+  int64_t j = std::min(W, length);
+  if (j == W) {
 #pragma GCC unroll 4
-    for (int row = 0; row < kRows; ++row) add_terms<K>(in, at + row * plan.C + c, count, center, total);
+    for (int run = 0; run < kStreams; ++run) terms.template add<true>(of_run[run], at + run * pitch, W, k);
+    for (; j + W <= length; j += W) {
+#pragma GCC unroll 4
+      for (int run = 0; run < kStreams; ++run)
+        terms.template add<false>(of_run[run], at + run * pitch + j, W, k);
+    }
+    if (j < length) {
+      const Channel last = k.first_lanes(length - j);
+#pragma GCC unroll 4
+      for (int run = 0; run < kStreams; ++run) {
+        terms.template add<false>(of_run[run], at + run * pitch + j, length - j, last);
+      }
+    }
+  } else {
+    const Channel last = k.first_lanes(length);
+#pragma GCC unroll 4
+    for (int run = 0; run < kStreams; ++run)
+      terms.template add<true>(of_run[run], at + run * pitch, length, last);
+  }
+  static_assert(kStreams == 4);
 #pragma GCC unroll 5
-    for (int k = 0; k < K; ++k) total[k].store(sums[k] + c);
+  for (int s = 0; s < Terms::kSums; ++s) {
+    sums[s] = sums[s] + ((of_run[0][s] + of_run[1][s]) + (of_run[2][s] + of_run[3][s]));
+  }
+}
+
+// Adds the values [at, end) of one channel.
+template <typename Terms, typename Channel, typename V>
+__attribute__((always_inline)) inline void sum_run(const Terms& terms, const Channel& k, int64_t at,
+                                                   int64_t end, V (&sums)[Terms::kSums]) {
+  constexpr int64_t W = V::size();
+  for_each_part<W, sizeof(typename Terms::scalar)>(
+      at, end, [&](int64_t i, int64_t length, int64_t pitch) { sum_runs(terms, k, i, length, pitch, sums); },
+      [&](int64_t i, int64_t last) {
+        for (; i + W <= last; i += W) terms.template add<false>(sums, i, W, k);
+        if (i < last) terms.template add<false>(sums, i, last - i, k.first_lanes(last - i));
+      });
+}
+
+// f(channel, its sums) for channels [c_begin, c_end), a group, in chunk i.
+template <typename Terms, typename F>
+inline void sum_planes(const Plan& plan, const Terms& terms, int64_t i, int64_t c_begin, int64_t c_end,
+                       const F& f) {
+  using V = typename Terms::V;
+  const ChunkOfChannel chunk(plan, i);
+  V sums[kMostPlanes][Terms::kSums];
+  for (int64_t c = 0; c < c_end - c_begin; ++c) {
+    for (V& sum : sums[c]) sum = V(0);
+  }
+  const int64_t pitch = plan.C * plan.S, grouped = chunk.n + plan.grouped(chunk.rows);
+  int64_t n = chunk.n;
+  for (; n < grouped; n += kStreams) {
+    for (int64_t c = c_begin; c < c_end; ++c) {
+      sum_runs(terms, terms.broadcast(c), (n * plan.C + c) * plan.S, plan.S, pitch, sums[c - c_begin]);
+    }
+  }
+  for (; n < chunk.n + chunk.rows; ++n) {
+    for (int64_t c = c_begin; c < c_end; ++c) {
+      const int64_t at = (n * plan.C + c) * plan.S + chunk.s;
+      sum_run(terms, terms.broadcast(c), at, at + chunk.length, sums[c - c_begin]);
+    }
+  }
+  for (int64_t c = c_begin; c < c_end; ++c) f(c, sums[c - c_begin]);
+}
+
+// partial(i, k)[c] = sum k of channel c, of [c_begin, c_end), in chunk i.
+template <typename Terms, typename Work>
+void plane_sums(const Work& work, const Terms& terms, int64_t i, int64_t c_begin, int64_t c_end) {
+  using V = typename Terms::V;
+  sum_planes(work.plan, terms, i, c_begin, c_end, [&](int64_t c, const V(&sums)[Terms::kSums]) {
+    for (int s = 0; s < Terms::kSums; ++s) {
+      work.partial(i, s)[c] = static_cast<double>(sum_halves<typename Terms::acc_t>(sums[s]));
+    }
   });
 }
 
-template <int K, typename scalar_t>
-void row_chunk_sums(const Plan& plan, const Tensors<scalar_t>& in, const acc_type<scalar_t>* mean,
-                    int64_t chunk, int64_t c_begin, int64_t c_end, double* partials) {
-  using acc_t = acc_type<scalar_t>;
-  const int64_t begin = chunk * plan.chunk, end = std::min(begin + plan.chunk, plan.N);
-  const int64_t channels = c_end - c_begin;
-  double* total = partials + chunk * K * plan.C + c_begin;
-  for (int k = 0; k < K; ++k) std::fill(total + k * plan.C, total + k * plan.C + channels, 0.0);
-  alignas(64) acc_t sums[K][kChannelBlock + kLanes<acc_t>];
-  for (int64_t row = begin; row < end; row += kBlockRows) {
-    const int64_t rows = std::min(kBlockRows, end - row);
-    for (int k = 0; k < K; ++k) std::fill(sums[k], sums[k] + channels + kLanes<acc_t>, acc_t(0));
-    int64_t r = 0;
-    for (; r < grouped_rows<scalar_t>(plan, rows); r += kRowsAtOnce) {
-      add_rows<K, kRowsAtOnce>(plan, in, mean + c_begin, (row + r) * plan.C + c_begin, channels, sums);
-    }
-    for (; r < rows; ++r)
-      add_rows<K, 1>(plan, in, mean + c_begin, (row + r) * plan.C + c_begin, channels, sums);
-    for (int k = 0; k < K; ++k) {
-      for (int64_t c = 0; c < channels; ++c) total[k * plan.C + c] += static_cast<double>(sums[k][c]);
-    }
-  }
+// What means are seen from: the channel's first value, 0 if that is not finite. Near the mean as it is, a
+// difference from it is exact or nearly so, where the mean itself would be rounded to its own unit.
+template <typename scalar_t>
+double origin(const Plan& plan, const scalar_t* x, int64_t c) {
+  const auto first = static_cast<double>(static_cast<acc_type<scalar_t>>(x[plan.first(c)]));
+  return first - first == 0 ? first : 0;
 }
 
-// Partial sum k of one channel.
-struct Partials {
-  const double* begin;
-  int64_t stride, chunks;
+// partial(i, 0)[c] = mean - origin and partial(i, 1)[c] = sum of (x - mean)^2, of channels [c_begin, c_end) in
+// chunk i, whose values stay in L1 or L2 from the first pass to the second.
+template <typename scalar_t, typename Work>
+void plane_moments(const Work& work, const scalar_t* x, int64_t i, int64_t c_begin, int64_t c_end) {
+  using acc_t = acc_type<scalar_t>;
+  using V = Vec<acc_t>;
+  const Plan& plan = work.plan;
+  const ChunkOfChannel chunk(plan, i);
+  const double n = static_cast<double>(chunk.count());
+  acc_t centre[kMostPlanes];
+  for (int64_t c = c_begin; c < c_end; ++c) {
+    // An infinity to subtract would turn into NaN what should remain an infinite mean.
+    const acc_t head = static_cast<acc_t>(x[(chunk.n * plan.C + c) * plan.S + chunk.s]);
+    centre[c - c_begin] = head - head == 0 ? head : acc_t(0);
+  }
+  double* mean = work.partial(i, 0);
+  double* m2 = work.partial(i, 1);
+  const Deviations<scalar_t, 1> first{x, centre, c_begin};
+  sum_planes(plan, first, i, c_begin, c_end, [&](int64_t c, const V(&sums)[1]) {
+    acc_t& seen_from = centre[c - c_begin];
+    const double shift = static_cast<double>(sum_halves<acc_t>(sums[0])) / n;
+    const acc_t rounded = static_cast<acc_t>(static_cast<double>(seen_from) + shift);
+    // Without a finite mean there is nothing to see the squares from, and they are NaN whatever is done.
+    if (rounded - rounded == 0) seen_from = rounded;
+  });
+  const Deviations<scalar_t, 2> second{x, centre, c_begin};
+  sum_planes(plan, second, i, c_begin, c_end, [&](int64_t c, const V(&sums)[2]) {
+    const double shift = static_cast<double>(sum_halves<acc_t>(sums[0]));
+    const double squares = static_cast<double>(sum_halves<acc_t>(sums[1])) - shift * shift / n;
+    mean[c] = static_cast<double>(centre[c - c_begin]) - origin(plan, x, c) + shift / n;
+    m2[c] = squares < 0 ? 0 : squares;
+  });
+}
 
-  Partials(const Plan& plan, const double* partials, int64_t sums, int64_t c, int64_t k)
-      : begin(plan.rows ? partials + k * plan.C + c : partials + c * plan.chunks * sums + k),
-        stride(plan.rows ? sums * plan.C : sums),
-        chunks(plan.chunks) {}
+// ---- along rows ----
 
-  double operator[](int64_t i) const { return begin[i * stride]; }
+// The sums of up to kBlockRows rows, by channel.
+template <typename acc_t, int K>
+struct BlockSums {
+  alignas(64) acc_t sums[K][kChannelBlock + kLanes<acc_t>];
 
-  double sum() const {
-    double total = 0;
-    for (int64_t i = 0; i < chunks; ++i) total += (*this)[i];
-    return total;
+  void clear(int64_t channels) {
+    for (auto& sum : sums) std::fill(sum, sum + channels + kLanes<acc_t>, acc_t(0));
+  }
+
+  // Adds kRows rows, `pitch` elements apart, from element `at`, which is channel 0 of terms.
+  template <int kRows, typename Terms>
+  void add(const Terms terms, int64_t at, int64_t pitch, int64_t channels) {
+    // Captured as values: their pointers would be read again after every store.
+    for_each_vector<acc_t>(0, channels, [=, this](int64_t c, int64_t count) __attribute__((always_inline)) {
+      const auto k = terms.load(c, count);
+      V total[K];
+      terms.template add<true>(total, at + c, count, k);
+#pragma GCC unroll 4
+      for (int row = 1; row < kRows; ++row) terms.template add<false>(total, at + row * pitch + c, count, k);
+      add_to_sums(c, total);
+    });
+  }
+
+ private:
+  using V = Vec<acc_t>;
+
+  __attribute__((always_inline)) void add_to_sums(int64_t c, const V (&total)[K]) {
+#pragma GCC unroll 5
+    for (int s = 0; s < K; ++s) (V::loadu(sums[s] + c) + total[s]).store(sums[s] + c);
   }
 };
+
+// Adds rows [begin, end) of terms, whose channel 0 is the first of `channels`, to block. After about kBlockRows
+// rows comes flush(rows), which takes the sums. kStreams rows are added at once, each from another part of the
+// chunk.
+template <typename Terms, typename Block, typename Flush>
+inline void sum_rows(const Plan& plan, const Terms& terms, int64_t begin, int64_t end, int64_t channels,
+                     Block& block, const Flush& flush) {
+  constexpr int64_t kSize = sizeof(typename Terms::scalar);
+  const int64_t part = spread((end - begin) / kStreams, plan.C * kSize);
+  int64_t rows = 0;
+  const auto added = [&](int64_t count) {
+    rows += count;
+    if (rows < kBlockRows) return;
+    flush(rows);
+    block.clear(channels);
+    rows = 0;
+  };
+  block.clear(channels);
+  for (int64_t row = begin; row < begin + part; ++row) {
+    block.template add<kStreams>(terms, row * plan.C, part * plan.C, channels);
+    added(kStreams);
+  }
+  int64_t row = begin + kStreams * part;
+  for (; row + kStreams <= end; row += kStreams) {
+    block.template add<kStreams>(terms, row * plan.C, plan.C, channels);
+    added(kStreams);
+  }
+  for (; row < end; ++row) {
+    block.template add<1>(terms, row * plan.C, 0, channels);
+    added(1);
+  }
+  if (rows > 0) flush(rows);
+}
+
+// partial(i, k)[c] = sum k of channel c, of [c_begin, c_end), in chunk i.
+template <typename Terms, typename Work>
+void row_sums(const Work& work, const Terms& terms, int64_t i, int64_t c_begin, int64_t c_end) {
+  using acc_t = typename Terms::acc_t;
+  const ChunkOfChannel chunk(work.plan, i);
+  const int64_t channels = c_end - c_begin;
+  for (int s = 0; s < Terms::kSums; ++s) {
+    std::fill(work.partial(i, s) + c_begin, work.partial(i, s) + c_end, 0.0);
+  }
+  BlockSums<acc_t, Terms::kSums> block;
+  sum_rows(work.plan, terms.from(c_begin), chunk.n, chunk.n + chunk.rows, channels, block, [&](int64_t) {
+    for (int s = 0; s < Terms::kSums; ++s) {
+      double* total = work.partial(i, s) + c_begin;
+      for (int64_t c = 0; c < channels; ++c) total[c] += static_cast<double>(block.sums[s][c]);
+    }
+  });
+}
+
+// partial(i, 0)[c] = mean - origin and partial(i, 1)[c] = sum of (x - mean)^2, of channels [c_begin, c_end) in
+// chunk i: one pass, each block's sums about the mean of those before it, the first block's about its first
+// row.
+template <typename scalar_t, typename Work>
+void row_moments(const Work& work, const scalar_t* x, int64_t i, int64_t c_begin, int64_t c_end) {
+  using acc_t = acc_type<scalar_t>;
+  const Plan& plan = work.plan;
+  const ChunkOfChannel chunk(plan, i);
+  const int64_t channels = c_end - c_begin;
+  double* mean = work.partial(i, 0) + c_begin;
+  double* m2 = work.partial(i, 1) + c_begin;
+  alignas(64) acc_t from[kChannelBlock];  // origins
+  alignas(64) acc_t centre[kChannelBlock];
+  const auto finite = [&](const scalar_t* row, acc_t* to) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const acc_t value = static_cast<acc_t>(row[c]);
+      // An infinity to subtract would turn into NaN what should remain an infinite mean.
+      to[c] = value - value == 0 ? value : acc_t(0);
+    }
+  };
+  finite(x + c_begin, from);  // origin(), of each
+  finite(x + chunk.n * plan.C + c_begin, centre);
+  std::fill(mean, mean + channels, 0.0);
+  std::fill(m2, m2 + channels, 0.0);
+  BlockSums<acc_t, 2> block;
+  double before = 0;
+  const Deviations<scalar_t, 2> terms{x + c_begin, centre};
+  sum_rows(plan, terms, chunk.n, chunk.n + chunk.rows, channels, block, [&](int64_t rows) {
+    // combine() of each channel with what stands before, whose share is the same in all of them: a loop of few
+    // operations that the compiler turns into vectors.
+    const double n = static_cast<double>(rows), scale = 1 / n;
+    const double share = n / (before + n), weight = before * share;
+    for (int64_t c = 0; c < channels; ++c) {
+      const double shift = static_cast<double>(block.sums[0][c]) * scale;
+      const double squares =
+          static_cast<double>(block.sums[1][c]) - static_cast<double>(block.sums[0][c]) * shift;
+      const double block_mean = static_cast<double>(centre[c]) - static_cast<double>(from[c]) + shift;
+      const double delta = block_mean - mean[c];
+      mean[c] = combined_mean(mean[c], block_mean, share);
+      m2[c] = m2[c] + (squares < 0 ? 0 : squares) + delta * delta * weight;
+      const acc_t rounded = static_cast<acc_t>(static_cast<double>(from[c]) + mean[c]);
+      centre[c] = rounded - rounded == 0 ? rounded : from[c];
+    }
+    before += n;
+  });
+}
 
 }  // namespace fastnn::FASTNN_BACKEND::bn
