@@ -66,6 +66,7 @@ IMPORTS = {
         "fastnn.demo",
         "fastnn.functional",
         "fastnn.nn",
+        "fastnn.bench.networks",
         "fastnn.bench.timing",
         "fastnn.testing.devices",
     ),

@@ -7,8 +7,10 @@ normalisation is left out (AlexNet) or batch normalisation stands in its place (
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,11 +170,30 @@ def lenet5() -> nn.Module:
     )
 
 
-def digits() -> nn.Module:
-    """The network that ``fastnn demo`` trains on scanned digits."""
-    from fastnn.demo.images import build
+def digits(layers: Any = nn) -> nn.Module:
+    """The network of ``fastnn demo``: [N, 1, 8, 8] to [N, 10].
 
-    return build(nn)
+    Args:
+        layers: ``torch.nn`` or anything that stands in for it, such as ``fastnn.nn``.
+    """
+    return layers.Sequential(
+        OrderedDict(
+            # Batch normalisation subtracts the mean, so a bias before it would do nothing.
+            conv1=layers.Conv2d(1, 32, kernel_size=5, padding=2, bias=False),
+            norm1=layers.BatchNorm2d(32),
+            relu1=layers.ReLU(),
+            conv2=layers.Conv2d(32, 64, kernel_size=3, padding=1, bias=False),
+            norm2=layers.BatchNorm2d(64),
+            relu2=layers.ReLU(),
+            pool2=layers.MaxPool2d(2),
+            conv3=layers.Conv2d(64, 64, kernel_size=3, padding=1, bias=False),
+            norm3=layers.BatchNorm2d(64),
+            relu3=layers.ReLU(),
+            pool3=layers.MaxPool2d(2),
+            flatten=layers.Flatten(),
+            head=layers.Linear(64 * 2 * 2, 10),
+        )
+    )
 
 
 class InvertedResidual(nn.Module):

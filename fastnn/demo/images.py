@@ -7,13 +7,13 @@ Machine Learning Repository, 1998), so nothing is downloaded.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 
+from fastnn.bench.networks import digits
 from fastnn.demo import training
 from fastnn.demo.training import Outcome, Side
 
@@ -50,24 +50,7 @@ def build(nn: Any) -> torch.nn.Module:
     Returns:
         A module from images [N, 1, 8, 8] to logits [N, 10].
     """
-    model = nn.Sequential(
-        OrderedDict(
-            # Batch normalisation subtracts the mean, so a bias before it would do nothing.
-            conv1=nn.Conv2d(1, 32, kernel_size=5, padding=2, bias=False),
-            norm1=nn.BatchNorm2d(32),
-            relu1=nn.ReLU(),
-            conv2=nn.Conv2d(32, 64, kernel_size=3, padding=1, bias=False),
-            norm2=nn.BatchNorm2d(64),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            conv3=nn.Conv2d(64, 64, kernel_size=3, padding=1, bias=False),
-            norm3=nn.BatchNorm2d(64),
-            relu3=nn.ReLU(),
-            pool3=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),
-            head=nn.Linear(64 * 2 * 2, CLASSES),
-        )
-    )
+    model = digits(nn)
     # The scale of weights before a batch normalisation is free; from small ones, what is learnt soon outweighs
     # the random beginning, and the filters can be looked at.
     nn.init.normal_(model.conv1.weight, std=0.05)
