@@ -285,3 +285,50 @@ def _lstm_cell_pointwise_double_backward(
         _wanted(output_mask[3], cx.shape, cx),
         _wanted(output_mask[4], (gates.shape[1],), gates),
     )
+
+
+@register_fake("fastnn::lstm_cell_step")
+def _lstm_cell_step(
+    input: Tensor,
+    hx: Tensor,
+    cx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    save_gates: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(cx.shape, cx), _empty(cx.shape, cx), _wanted(save_gates, (cx.shape[0], 4 * cx.shape[1]), cx)
+
+
+@register_fake("fastnn::lstm_cell_step_backward")
+def _lstm_cell_step_backward(
+    grad_hy: Tensor | None,
+    grad_cy: Tensor | None,
+    input: Tensor,
+    hx: Tensor,
+    cx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    gates: Tensor,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    shapes = [t.shape for t in (input, hx, cx, w_ih, w_hh)]
+    return tuple(
+        _wanted(wanted, shape, cx) for wanted, shape in zip(output_mask, [*shapes, (4 * cx.shape[1],)], strict=True)
+    )
+
+
+@register_fake("fastnn::lstm_cell_products")
+def _lstm_cell_products(input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor) -> Tensor:
+    return _empty((hx.shape[0], 4 * hx.shape[1]), hx)
+
+
+@register_fake("fastnn::lstm_cell_products_backward")
+def _lstm_cell_products_backward(
+    grad_gates: Tensor, input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, output_mask: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    shapes = [t.shape for t in (input, hx, w_ih, w_hh)]
+    return tuple(_wanted(wanted, shape, hx) for wanted, shape in zip(output_mask, shapes, strict=True))

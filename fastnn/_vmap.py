@@ -3,7 +3,7 @@
 A mapped dimension of size B is folded into one that the op treats independently, so that one call of the same
 op does the work: into the batch where nothing but activations is mapped; into the channels (for a convolution
 with B times the groups) where parameters are, or where the result is a sum over the batch. The LSTM cell's
-pointwise ops have no rule: torch loops over them, and says so in a warning.
+ops have no rule: torch loops over them, and says so in a warning.
 """
 
 from __future__ import annotations

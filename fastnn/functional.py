@@ -214,8 +214,9 @@ def lstm_cell(
     """One step of a long short-term memory: ``torch.lstm_cell``.
 
     ``i, f, g, o = split(x w_ih^T + b_ih + h w_hh^T + b_hh)``; ``c' = sigmoid(f) * c + sigmoid(i) * tanh(g)``;
-    ``h' = sigmoid(o) * tanh(c')``. The two matrix products are torch's; everything after them is one kernel
-    forward and one backward.
+    ``h' = sigmoid(o) * tanh(c')``. On the CPU this is one kernel forward and one backward. On
+    CUDA, and where types differ or autocast is on, the two matrix products are torch's, and everything after them is
+    one kernel each.
 
     Args:
         input: x, ``[N, I]``.

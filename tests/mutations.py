@@ -232,9 +232,11 @@ MUTATIONS = (
     Mutation(
         "cpu_gates_swapped",
         "input and forget gate are exchanged",
-        "csrc/cpu/lstm_cell.cpp",
-        "v.i = sigmoid(pre_activation(row, 0, column, count)); v.f = sigmoid(pre_activation(row, 1, column, count));",
-        "v.i = sigmoid(pre_activation(row, 1, column, count)); v.f = sigmoid(pre_activation(row, 0, column, count));",
+        "csrc/cpu/lstm_cell_pointwise.h",
+        "v.i = sigmoid(pre_activation(products[0], 0, column, count)); "
+        "v.f = sigmoid(pre_activation(products[1], 1, column, count));",
+        "v.i = sigmoid(pre_activation(products[1], 1, column, count)); "
+        "v.f = sigmoid(pre_activation(products[0], 0, column, count));",
         EXTENSION,
         CELL,
         "cpu and test_values_and_gradients",

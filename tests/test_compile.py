@@ -43,6 +43,7 @@ def dispatcher_calls() -> list[Any]:
     image = t(2, 3, 6, 4)
     gates, hidden, bias = t(2, 12), t(2, 3), t(12)
     mean, var, count = STATISTICS
+    products = tuple(t(*size, grad=False) for size in ((2, 5), (2, 3), (12, 5), (12, 3)))
     calls = {
         "conv2d": (ops.conv2d.default, (x, w, b, [2, 1], [1, 0], [1, 1], 2)),
         "conv2d-channels_last": (ops.conv2d.default, (channels_last(x), w, None, ONE, ONE, ONE, 2)),
@@ -110,6 +111,22 @@ def dispatcher_calls() -> list[Any]:
             ),
         ),
         "lstm_cell": (ops.lstm_cell.default, (t(2, 5), hidden, t(2, 3), t(12, 5), t(12, 3), bias, None)),
+        "lstm_cell_step": (
+            ops.lstm_cell_step.default,
+            (t(2, 5), hidden, t(2, 3), t(12, 5), t(12, 3), bias, None, True),
+        ),
+        "lstm_cell_step_backward": (
+            ops.lstm_cell_step_backward.default,
+            (
+                *(t(2, 3), None, t(2, 5), hidden, t(2, 3), t(12, 5), t(12, 3), bias, None, gates.detach()),
+                [True, True, True, True, False, True],
+            ),
+        ),
+        "lstm_cell_products": (ops.lstm_cell_products.default, products),
+        "lstm_cell_products_backward": (
+            ops.lstm_cell_products_backward.default,
+            (gates.detach(), *products, [True, False, True, True]),
+        ),
         "lstm_cell_pointwise": (ops.lstm_cell_pointwise.default, (gates, bias, t(12), hidden)),
         "lstm_cell_pointwise_backward": (
             ops.lstm_cell_pointwise_backward.default,

@@ -373,6 +373,19 @@ class TestBackwardOps:
         ops.lstm_cell_pointwise_backward(c, c, gates, b, b, c, all_three)
         self.raises(ops.lstm_cell_pointwise_backward, t(2, 5), c, gates, b, b, c, all_three)
         self.raises(ops.lstm_cell_pointwise_backward, c, t(3, 4), gates, b, b, c, all_three)
+        if backend.name != "cpu":
+            return  # only there are the products fastnn's
+        x, w_ih, w_hh, every = t(2, 3), t(16, 3), t(16, 4), [True] * 6
+        ops.lstm_cell_step(x, c, c, w_ih, w_hh, b, None, True)
+        self.raises(ops.lstm_cell_step, t(2, 4), c, c, w_ih, w_hh, b, None, True)
+        self.raises(ops.lstm_cell_step, t(3), c, c, w_ih, w_hh, b, None, True)
+        self.raises(ops.lstm_cell_step, x, t(3, 4), c, w_ih, w_hh, b, None, True)
+        self.raises(ops.lstm_cell_step, x, c, c, w_ih, t(16, 3), b, None, True)
+        self.raises(ops.lstm_cell_step, x, c, c, w_ih.double(), w_hh, b, None, True)
+        self.raises(ops.lstm_cell_step, x, c, c, w_ih, w_hh, t(4), None, True)
+        ops.lstm_cell_step_backward(c, None, x, c, c, w_ih, w_hh, b, None, gates, every)
+        self.raises(ops.lstm_cell_step_backward, t(2, 3), None, x, c, c, w_ih, w_hh, b, None, gates, every)
+        self.raises(ops.lstm_cell_step_backward, c, None, x, c, c, w_ih, w_hh, b, None, t(2, 4), every)
 
 
 def test_a_cell_state_of_another_dtype_promotes_as_in_torch(backend):

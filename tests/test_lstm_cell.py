@@ -12,15 +12,23 @@ from op_tester import (
     check_values_and_gradients,
     grid,
     make_inputs,
+    run,
     same_bits,
 )
 
 import fastnn
+from fastnn.bench.memory import peak_bytes
 from fastnn.testing import reference
-from fastnn.testing.cases import ALL_DTYPES, LSTM_CELL, generator_for
+from fastnn.testing.cases import ALL_DTYPES, LSTM_CELL, LstmCellCase, generator_for
 
 BY_ID = {case.id: case for case in LSTM_CELL}
 LAYOUTS = ("contiguous", "sliced", "expanded", "transposed")
+
+
+def backward_call(recorder: OpRecorder, backend) -> dict:
+    """The arguments of the one op that backward called: on the CPU the step's, elsewhere that of its pointwise part."""
+    (call,) = recorder.named("lstm_cell_step_backward" if backend.name == "cpu" else "lstm_cell_pointwise_backward")
+    return call
 
 
 @grid(LSTM_CELL, layouts=LAYOUTS)
@@ -30,8 +38,8 @@ def test_values_and_gradients(case, dtype, layout, backend):
 
 @grid(LSTM_CELL, layouts=["contiguous"])
 def test_same_bits_on_repeat(case, dtype, layout, backend):
-    # The number of threads is the matrix product's affair too; test_pointwise_threads judges what is fastnn's.
-    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=False)
+    # Elsewhere the products are torch's, and in the emulator those of its CPU, which vary with the threads.
+    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=backend.name == "cpu")
 
 
 @grid([BY_ID["2x3x4"], BY_ID["through_c"], BY_ID["wide_both"]], dtypes=[torch.float32], layouts=None)
@@ -103,7 +111,7 @@ def test_gradient_through_one_output_alone(output, backend):
     )
     with OpRecorder() as recorder:
         grads = torch.autograd.grad(outputs[output].square().sum(), leaves, allow_unused=True)
-    (call,) = recorder.named("lstm_cell_pointwise_backward")
+    call = backward_call(recorder, backend)
     assert call["grad_cy" if output == 0 else "grad_hy"] is None
     wants = torch.autograd.grad(want[output].square().sum(), exact, allow_unused=True)
     for name, a, b in zip(inputs, grads, wants, strict=True):
@@ -120,8 +128,11 @@ def test_unneeded_gradients_are_not_computed(wanted, backend):
     outputs = case.apply(fastnn.functional, inputs)
     with OpRecorder() as recorder:
         (outputs[0].sum() + outputs[1].sum()).backward()
-    (call,) = recorder.named("lstm_cell_pointwise_backward")
-    gates, cell, bias = call["output_mask"]
+    mask = backward_call(recorder, backend)["output_mask"]
+    if backend.name == "cpu":
+        assert mask == [wanted == name for name in ("input", "hx", "cx", "w_ih", "w_hh", "b_ih")]
+        return
+    gates, cell, bias = mask
     assert (cell, bias) == (wanted == "cx", wanted == "b_ih")
     assert gates or wanted != "input"
 
@@ -148,6 +159,131 @@ def test_a_sequence_of_steps(backend):
     got = unroll(fastnn.functional.lstm_cell, backend.device)
     for a, b in zip(got, unroll(reference.lstm_cell, "cpu"), strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-11)
+
+
+# Rows, input and hidden size for each way to multiply on the CPU, on each instruction set (vectors of 4 to 16 numbers):
+# one sample and few (weights transposed on their way), whole vectors of samples, both at once, more than a group of
+# them; tiles of 8, 4, 2 and 1 rows; last columns that are no vector; reductions longer than a piece and odd ones (no
+# pairs of bfloat16); more samples than a piece of the weights' gradients has; gradients stored past the caches.
+STEPS = [
+    (1, 40, 48),
+    (3, 24, 20),
+    (8, 33, 40),
+    (9, 300, 17),
+    (16, 32, 64),
+    (19, 7, 45),
+    (37, 150, 30),
+    (67, 20, 70),
+    (131, 18, 33),
+    (270, 34, 16),
+    (5, 512, 256),
+]
+
+
+def step_case(sizes: tuple[int, int, int]) -> LstmCellCase:
+    rows, features, hidden = sizes
+    return LstmCellCase(id="x".join(map(str, sizes)), rows=rows, input_size=features, hidden_size=hidden)
+
+
+def cpu_only(backend) -> None:
+    if backend.name != "cpu":
+        pytest.skip("the other backends leave the products to torch")
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", STEPS, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_each_way_to_multiply(sizes, dtype, backend):
+    cpu_only(backend)
+    check_values_and_gradients(step_case(sizes), dtype, "contiguous", backend.device)
+
+
+def parallel_sizes(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The same with so many hidden units that threads share the work."""
+    rows, features, hidden = sizes
+    return rows, features, hidden + 200
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", STEPS, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_step_is_free_of_threads(sizes, dtype, backend):
+    """With one, two, three and four threads the same bits."""
+    cpu_only(backend)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            results.append(run(step_case(parallel_sizes(sizes)), dtype, "contiguous", backend.device))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert same_bits(value, other[name]), name
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [s for s in STEPS if s[0] > 1], ids=lambda sizes: "x".join(map(str, sizes)))
+def test_step_is_free_of_the_batch(sizes, dtype, backend):
+    """A sample's results and gradients: the same bits alone, and in any piece of its batch."""
+    cpu_only(backend)
+    inputs = make_inputs(step_case(sizes), dtype, "contiguous", backend.device)
+    weights = [inputs[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    cotangents = [torch.randn_like(inputs["hx"]) for _ in range(2)]
+
+    def compute(part: slice) -> list[torch.Tensor]:
+        x, h, c = (inputs[name].detach()[part].requires_grad_() for name in ("input", "hx", "cx"))
+        outputs = fastnn.functional.lstm_cell(x, (h, c), *weights)
+        return [*outputs, *torch.autograd.grad(outputs, (x, h, c), [t[part] for t in cotangents])]
+
+    whole, rows = compute(slice(None)), sizes[0]
+    parts = [slice(0, 1), slice(rows - 1, rows), slice(rows // 2, rows), slice(0, rows - 1)]
+    for part in parts:
+        for a, b in zip(compute(part), whole, strict=True):
+            assert same_bits(a, b[part].contiguous()), part
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("sizes", STEPS, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_memory_is_never_more_than_torchs(sizes, dtype, backend):
+    cpu_only(backend)
+    inputs = make_inputs(step_case(sizes), dtype, "contiguous", backend.device)
+    leaves = list(inputs.values())
+
+    def peaks(cell) -> list[int]:
+        def forward():
+            return cell(inputs["input"], (inputs["hx"], inputs["cx"]), *leaves[3:])
+
+        def backward():
+            return torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
+
+        outputs = forward()
+        cotangents = [torch.ones_like(output) for output in outputs]
+        backward()
+        return [peak_bytes(call, backend.device) for call in (forward, backward, torch.no_grad()(forward))]
+
+    for ours, theirs in zip(peaks(fastnn.functional.lstm_cell), peaks(torch.lstm_cell), strict=True):
+        assert ours <= theirs
+
+
+def test_what_the_step_is_not_for(backend):
+    """Where types differ and under autocast the products are torch's; the results are torch's to a rounding."""
+    inputs = make_inputs(BY_ID["2x3x4"], torch.float32, "contiguous", backend.device)
+    weights = [inputs[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    x, h = inputs["input"], inputs["hx"]
+    with OpRecorder() as recorder:
+        fastnn.functional.lstm_cell(x, (h, inputs["cx"].double()), *weights)
+        with torch.autocast(backend.device.type, torch.bfloat16):
+            fastnn.functional.lstm_cell(x, (h, inputs["cx"]), *weights)
+    assert not recorder.named("lstm_cell_step")
+    assert len(recorder.named("lstm_cell_pointwise")) == 2
+
+
+def test_third_derivative_of_a_step_raises(backend):
+    inputs = make_inputs(BY_ID["2x3x4"], torch.float64, "contiguous", backend.device)
+    h, _ = BY_ID["2x3x4"].apply(fastnn.functional, inputs)
+    first = torch.autograd.grad(h.square().sum(), inputs["input"], create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), inputs["input"], create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="third derivative"):
+        torch.autograd.grad(second.sum(), inputs["input"])
 
 
 def test_saturated_gates(backend):

@@ -37,17 +37,18 @@ bool emulated = false;
 // What is announced is the library's and not a thread's: one call at a time.
 std::mutex emulated_call;
 
-const Backend& backend_for(const c10::Device& device) {
-  if (device.is_cpu()) return emulated ? *emulator.table : cpu::backend();
-#if defined(FASTNN_WITH_CUDA)
-  if (device.is_cuda()) return cuda::table();
-#endif
+void refuse(const c10::Device& device) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       !device.is_cuda(), "fastnn: got a tensor on ", device,
       ", but this build has no CUDA kernels. Rebuild it where nvcc and a CUDA build of torch are: "
       "pip install --no-build-isolation --force-reinstall fastnn (`fastnn info` shows what was built).");
   TORCH_CHECK_NOT_IMPLEMENTED(false, "fastnn: got a tensor on ", device,
                               "; expected one on cpu or cuda. Move it with .to('cpu') or .to('cuda').");
+}
+
+const Backend& required(const Backend* backend, const c10::Device& device) {
+  if (backend == nullptr) refuse(device);
+  return *backend;
 }
 
 Stream stream_for(const c10::Device& device) {
@@ -60,8 +61,16 @@ Stream stream_for(const c10::Device& device) {
 
 }  // namespace
 
+const Backend* BackendCall::find(const c10::Device& device) {
+  if (device.is_cpu()) return emulated ? emulator.table : &cpu::backend();
+#if defined(FASTNN_WITH_CUDA)
+  if (device.is_cuda()) return &cuda::table();
+#endif
+  return nullptr;
+}
+
 BackendCall::BackendCall(const at::Tensor& tensor)
-    : table_(backend_for(tensor.device())),
+    : table_(required(find(tensor.device()), tensor.device())),
       guard_(tensor.device().is_cpu() ? std::nullopt : std::optional<c10::Device>(tensor.device())),
       device_(tensor.device()),
       stream_(stream_for(tensor.device())),

@@ -17,6 +17,13 @@ class BackendCall {
  public:
   explicit BackendCall(const at::Tensor& tensor);
 
+  // Whether the backend that serves a tensor's device has an optional op; false where there is no backend.
+  template <typename Entry>
+  static bool has(const at::Tensor& tensor, Entry Backend::* entry) {
+    const Backend* const backend = find(tensor.device());
+    return backend != nullptr && backend->*entry != nullptr;
+  }
+
   // The pointers that go into the parameters: to what kernels read, to what they update in place, and to what
   // holds nothing until they have written it. Null for an undefined tensor or none. The emulator is told of
   // each: there it is an error to touch any other memory, or to do more with this than was said.
@@ -74,6 +81,9 @@ class BackendCall {
     static void end();
     const bool made_;
   };
+
+  // Null where no backend of this build serves the device.
+  static const Backend* find(const c10::Device& device);
 
   void* writable(const at::Tensor& t, Use use) {
     if (!t.defined()) return nullptr;

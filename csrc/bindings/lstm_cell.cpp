@@ -1,10 +1,11 @@
 // The LSTM cell: the dispatcher's ops, their checks, autograd and Python functions.
 //
-// lstm_cell is two matrix products by the framework's GEMM and lstm_cell_pointwise, which does everything after
-// them. Derivatives of the latter: lstm_cell_pointwise -> _backward -> _double_backward. Backward is the
-// gradient of a scalar function of (gates, biases, cx), so its Jacobian is symmetric: the double backward gives
-// the tangents of both other ops too, and forward mode needs no kernels of its own.
-#include "../ops/lstm_cell.h"
+// lstm_cell is one op where the backend multiplies matrices (lstm_step.cpp); elsewhere, and where types differ,
+// it is two products by the framework's GEMM and lstm_cell_pointwise, which does everything after them.
+// Derivatives of the latter: lstm_cell_pointwise -> _backward -> _double_backward. Backward is the gradient of
+// a scalar function of (gates, biases, cx), so its Jacobian is symmetric: the double backward gives the
+// tangents of both other ops too, and forward mode needs no kernels of its own.
+#include "lstm_cell.h"
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
@@ -12,73 +13,47 @@
 
 #include <array>
 
-#include "autograd.h"
-#include "backend.h"
 #include "python.h"
 #include "tensors.h"
 
 namespace fastnn::bindings {
 
-namespace {
-
-using std::tuple;
-using Two = tuple<at::Tensor, at::Tensor>;
-using Three = tuple<at::Tensor, at::Tensor, at::Tensor>;
-using Five = tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
 // ---- kernels ----------------------------------------------------------------------------------------------
 
-// The tensors that all three ops read, checked and dense. It owns them: the parameters only point.
-class Inputs {
- public:
-  Inputs(BackendCall& call, const char* op, const at::Tensor& gates, const OptionalTensor& bias_ih,
-         const OptionalTensor& bias_hh, const at::Tensor& cx)
-      : call_(call), op_(op), gates_(gates.contiguous()), cx_(cx.contiguous()) {
-    TORCH_CHECK(cx.dim() == 2, op, ": cx must be 2-dimensional [N, H], got shape ", cx.sizes());
-    params.dtype = dtype_of(op, "gates", gates);
-    params.N = cx.size(0);
-    params.H = cx.size(1);
-    check("gates", gates, {params.N, 4 * params.H});
-    check("cx", cx, {params.N, params.H});
-    params.gates = call.data(gates_);
-    params.cx = call.data(cx_);
-    params.bias_ih = take("bias_ih", bias_ih, {4 * params.H}, bias_ih_);
-    params.bias_hh = take("bias_hh", bias_hh, {4 * params.H}, bias_hh_);
-  }
+CellInputs::CellInputs(BackendCall& call, const char* op, const at::Tensor& gates,
+                       const OptionalTensor& bias_ih, const OptionalTensor& bias_hh, const at::Tensor& cx)
+    : call_(call), op_(op), like_(gates.defined() ? "gates" : "cx"), gates_(gates), cx_(cx.contiguous()) {
+  TORCH_CHECK(cx.dim() == 2, op, ": cx must be 2-dimensional [N, H], got shape ", cx.sizes());
+  params.dtype = dtype_of(op, like_, gates.defined() ? gates : cx);
+  params.N = cx.size(0);
+  params.H = cx.size(1);
+  params.gates = gates.defined() ? take("gates", gates, {params.N, 4 * params.H}, gates_) : nullptr;
+  params.cx = take("cx", cx, {params.N, params.H}, cx_);
+  params.bias_ih = take("bias_ih", bias_ih, {4 * params.H}, bias_ih_);
+  params.bias_hh = take("bias_hh", bias_hh, {4 * params.H}, bias_hh_);
+}
 
-  // Checks an optional tensor, makes it dense in `keep`, and returns its data, null for none.
-  const void* take(const char* name, const OptionalTensor& t, at::IntArrayRef size, at::Tensor& keep) const {
-    if (!t.has_value()) return nullptr;
-    check(name, *t, size);
-    keep = t->contiguous();
-    return call_.data(keep);
-  }
+const void* CellInputs::take(const char* name, const at::Tensor& t, at::IntArrayRef size,
+                             at::Tensor& keep) const {
+  const at::Tensor& like = gates_.defined() ? gates_ : cx_;
+  TORCH_CHECK(t.sizes() == size, op_, ": ", name, " must have shape ", size, ", got ", t.sizes());
+  TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.device() == like.device(), op_, ": ", name,
+              " must have the dtype and device of ", like_, ", ", like.scalar_type(), " on ", like.device(),
+              ", got ", t.scalar_type(), " on ", t.device());
+  keep = t.contiguous();
+  return call_.data(keep);
+}
 
-  at::Tensor make(bool wanted, at::IntArrayRef size) const {
-    return wanted ? at::empty(size, gates_.options()) : absent(gates_.options());
-  }
+namespace {
 
-  const at::Tensor& gates() const { return gates_; }
-
-  LstmCellInputs params;
-
- private:
-  void check(const char* name, const at::Tensor& t, at::IntArrayRef size) const {
-    TORCH_CHECK(t.sizes() == size, op_, ": ", name, " must have shape ", size, ", got ", t.sizes());
-    TORCH_CHECK(t.scalar_type() == gates_.scalar_type() && t.device() == gates_.device(), op_, ": ", name,
-                " must have the dtype and device of gates, ", gates_.scalar_type(), " on ", gates_.device(),
-                ", got ", t.scalar_type(), " on ", t.device());
-  }
-
-  BackendCall& call_;
-  const char* op_;
-  at::Tensor gates_, bias_ih_, bias_hh_, cx_;
-};
+using Two = TwoTensors;
+using Three = ThreeTensors;
+using Five = FiveTensors;
 
 Two lstm_cell_pointwise(const at::Tensor& gates, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                         const at::Tensor& cx) {
   BackendCall call(gates);
-  const Inputs in(call, "lstm_cell", gates, bias_ih, bias_hh, cx);
+  const CellInputs in(call, "lstm_cell", gates, bias_ih, bias_hh, cx);
   at::Tensor hy = in.make(true, cx.sizes()), cy = in.make(true, cx.sizes());
   if (cx.numel() > 0) {
     call(&Backend::lstm_cell_forward, LstmCellForwardParams{in.params, call.output(hy), call.output(cy)});
@@ -91,7 +66,7 @@ Three lstm_cell_pointwise_backward(const OptionalTensor& grad_hy, const Optional
                                    const OptionalTensor& bias_hh, const at::Tensor& cx,
                                    std::array<bool, 3> output_mask) {
   BackendCall call(gates);
-  const Inputs in(call, "lstm_cell_backward", gates, bias_ih, bias_hh, cx);
+  const CellInputs in(call, "lstm_cell_backward", gates, bias_ih, bias_hh, cx);
   // The bias gradient is a sum of the gates' gradients, which are therefore always made.
   at::Tensor grad_gates = in.make(true, gates.sizes()), grad_cx = in.make(output_mask[1], cx.sizes()),
              grad_bias = in.make(output_mask[2], {4 * in.params.H});
@@ -114,7 +89,7 @@ Five lstm_cell_pointwise_double_backward(const OptionalTensor& gg_gates, const O
                                          const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                                          const at::Tensor& cx, std::array<bool, 5> output_mask) {
   BackendCall call(gates);
-  const Inputs in(call, "lstm_cell_double_backward", gates, bias_ih, bias_hh, cx);
+  const CellInputs in(call, "lstm_cell_double_backward", gates, bias_ih, bias_hh, cx);
   const bool want_gates = output_mask[2] || output_mask[4];
   at::Tensor d_grad_hy = in.make(output_mask[0], cx.sizes()), d_grad_cy = in.make(output_mask[1], cx.sizes()),
              d_gates = in.make(want_gates, gates.sizes()), d_cx = in.make(output_mask[3], cx.sizes()),
@@ -140,25 +115,23 @@ Five lstm_cell_pointwise_double_backward(const OptionalTensor& gg_gates, const O
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
 const auto& pointwise_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::lstm_cell_pointwise", "")
-                             .typed<decltype(lstm_cell_pointwise)>();
+  static const auto op = find_op<decltype(lstm_cell_pointwise)>("fastnn::lstm_cell_pointwise");
   return op;
 }
 
-const auto& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::lstm_cell_pointwise_backward", "")
-                             .typed<decltype(lstm_cell_pointwise_backward)>();
+}  // namespace
+
+const c10::TypedOperatorHandle<PointwiseBackward>& lstm_cell_pointwise_backward_op() {
+  static const auto op = find_op<PointwiseBackward>("fastnn::lstm_cell_pointwise_backward");
   return op;
 }
 
-const auto& double_backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::lstm_cell_pointwise_double_backward", "")
-                             .typed<decltype(lstm_cell_pointwise_double_backward)>();
+const c10::TypedOperatorHandle<PointwiseDoubleBackward>& lstm_cell_pointwise_double_backward_op() {
+  static const auto op = find_op<PointwiseDoubleBackward>("fastnn::lstm_cell_pointwise_double_backward");
   return op;
 }
+
+namespace {
 
 // ---- autograd ----------------------------------------------------------------------------------------------
 
@@ -183,7 +156,7 @@ struct PointwiseNode final : CellNode {  // of (gates, bias_ih, bias_hh, cx)
     variable_list result(4);
     if (!grads[0].defined() && !grads[1].defined()) return result;
     const bool want_bias = task_should_compute_output(1) || task_should_compute_output(2);
-    auto [grad_gates, grad_cx, grad_bias] = backward_op().call(
+    auto [grad_gates, grad_cx, grad_bias] = lstm_cell_pointwise_backward_op().call(
         some(grads[0]), some(grads[1]), gates.unpack(), some(bias_ih.unpack()), some(bias_hh.unpack()),
         cx.unpack(), {task_should_compute_output(0), task_should_compute_output(3), want_bias});
     result[0] = if_wanted(task_should_compute_output(0), grad_gates);
@@ -204,7 +177,7 @@ struct PointwiseBackwardNode final : CellNode {  // of (grad_hy, grad_cy, gates,
     for (size_t i = 0; i < 3; ++i) grads[i] = if_wanted(made[i], grads[i]);
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
     const bool want_bias = task_should_compute_output(3) || task_should_compute_output(4);
-    auto [d_grad_hy, d_grad_cy, d_gates, d_cx, d_bias] = double_backward_op().call(
+    auto [d_grad_hy, d_grad_cy, d_gates, d_cx, d_bias] = lstm_cell_pointwise_double_backward_op().call(
         some(grads[0]), some(grads[1]), some(grads[2]), some(grad_hy.unpack()), some(grad_cy.unpack()),
         gates.unpack(), some(bias_ih.unpack()), some(bias_hh.unpack()), cx.unpack(),
         {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2),
@@ -224,11 +197,6 @@ struct PointwiseBackwardNode final : CellNode {  // of (grad_hy, grad_cy, gates,
   }
 };
 
-// The direction in which the sum of both biases moves.
-OptionalTensor bias_tangent(const OptionalTensor& bias_ih, const OptionalTensor& bias_hh) {
-  return some(sum_of(value_or_undefined(tangent(bias_ih)), value_or_undefined(tangent(bias_hh))));
-}
-
 Two pointwise_autograd(c10::DispatchKeySet keys, const at::Tensor& gates, const OptionalTensor& bias_ih,
                        const OptionalTensor& bias_hh, const at::Tensor& cx) {
   const auto node = make_node<PointwiseNode>(gates, bias_ih, bias_hh, cx);
@@ -240,7 +208,7 @@ Two pointwise_autograd(c10::DispatchKeySet keys, const at::Tensor& gates, const 
   }
   if (node) torch::autograd::set_history({std::get<0>(result), std::get<1>(result)}, node);
   if (any_tangent(gates, bias_ih, bias_hh, cx)) {
-    const auto tangents = double_backward_op().call(
+    const auto tangents = lstm_cell_pointwise_double_backward_op().call(
         some(tangent(gates)), some(tangent(cx)), bias_tangent(bias_ih, bias_hh), std::nullopt, std::nullopt,
         primal(gates), primal(bias_ih), primal(bias_hh), primal(cx), {true, true, false, false, false});
     set_tangent(std::get<0>(result), std::get<0>(tangents));
@@ -263,22 +231,22 @@ Three pointwise_backward_autograd(c10::DispatchKeySet keys, const OptionalTensor
   Three result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op().redispatch(keys & c10::after_autograd_keyset, grad_hy, grad_cy, gates, bias_ih,
-                                      bias_hh, cx, output_mask);
+    result = lstm_cell_pointwise_backward_op().redispatch(keys & c10::after_autograd_keyset, grad_hy, grad_cy,
+                                                          gates, bias_ih, bias_hh, cx, output_mask);
   }
   if (node) torch::autograd::set_history({std::get<0>(result), std::get<1>(result), std::get<2>(result)}, node);
   if (any_tangent(grad_hy, grad_cy, gates, bias_ih, bias_hh, cx)) {
     std::array<at::Tensor, 3> t;
     if (any_tangent(grad_hy, grad_cy)) {
       std::tie(t[0], t[1], t[2]) =
-          backward_op().call(tangent(grad_hy), tangent(grad_cy), primal(gates), primal(bias_ih),
-                             primal(bias_hh), primal(cx), output_mask);
+          lstm_cell_pointwise_backward_op().call(tangent(grad_hy), tangent(grad_cy), primal(gates),
+                                                 primal(bias_ih), primal(bias_hh), primal(cx), output_mask);
     }
     if (any_tangent(gates, bias_ih, bias_hh, cx)) {
-      const auto d = double_backward_op().call(some(tangent(gates)), some(tangent(cx)),
-                                               bias_tangent(bias_ih, bias_hh), primal(grad_hy), primal(grad_cy),
-                                               primal(gates), primal(bias_ih), primal(bias_hh), primal(cx),
-                                               {false, false, true, output_mask[1], output_mask[2]});
+      const auto d = lstm_cell_pointwise_double_backward_op().call(
+          some(tangent(gates)), some(tangent(cx)), bias_tangent(bias_ih, bias_hh), primal(grad_hy),
+          primal(grad_cy), primal(gates), primal(bias_ih), primal(bias_hh), primal(cx),
+          {false, false, true, output_mask[1], output_mask[2]});
       t[0] = sum_of(t[0], std::get<2>(d));
       t[1] = sum_of(t[1], std::get<3>(d));
       t[2] = sum_of(t[2], std::get<4>(d));
@@ -299,8 +267,9 @@ Five pointwise_double_backward_autograd(c10::DispatchKeySet keys, const Optional
   Five result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    result = double_backward_op().redispatch(keys & c10::after_autograd_keyset, gg_gates, gg_cx, gg_bias,
-                                             grad_hy, grad_cy, gates, bias_ih, bias_hh, cx, output_mask);
+    result = lstm_cell_pointwise_double_backward_op().redispatch(keys & c10::after_autograd_keyset, gg_gates,
+                                                                 gg_cx, gg_bias, grad_hy, grad_cy, gates,
+                                                                 bias_ih, bias_hh, cx, output_mask);
   }
   forbid_derivative(
       "lstm_cell_pointwise_double_backward",
@@ -310,6 +279,19 @@ Five pointwise_double_backward_autograd(c10::DispatchKeySet keys, const Optional
 }
 
 // ---- torch's signature -------------------------------------------------------------------------------------
+
+// Whether lstm_cell_step serves these tensors: the backend has it, and all are of one type, which autocast (on
+// the CPU it lowers the products alone) does not promise.
+bool multiplies(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& cx, const at::Tensor& w_ih,
+                const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  if (!BackendCall::has(input, &Backend::lstm_step_forward)) return false;
+  if (at::autocast::is_autocast_enabled(at::kCPU)) return false;
+  const auto fits = [&](const at::Tensor& t) {
+    return t.scalar_type() == input.scalar_type() && t.device() == input.device();
+  };
+  return fits(hx) && fits(cx) && fits(w_ih) && fits(w_hh) && (!b_ih.has_value() || fits(*b_ih)) &&
+         (!b_hh.has_value() || fits(*b_hh));
+}
 
 Two lstm_cell(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& cx, const at::Tensor& w_ih,
               const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
@@ -342,6 +324,10 @@ Two lstm_cell(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& c
                 " must have shape [", H * 4, "], got ",
                 bias.has_value() ? bias->sym_sizes() : c10::SymIntArrayRef());
   }
+  if (multiplies(input, hx, cx, w_ih, w_hh, b_ih, b_hh)) {
+    auto [hy, cy, gates] = lstm_cell_step_op().call(input, hx, cx, w_ih, w_hh, b_ih, b_hh, false);
+    return {hy, cy};
+  }
   at::Tensor gates = at::addmm(at::linear(input, w_ih), hx, w_hh.t());
   // CPU autocast lowers the products alone, and torch lets the state keep a wider type than the products have:
   // what follows them is done in the wider one.
@@ -359,8 +345,7 @@ Two lstm_cell(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& c
 }
 
 const auto& lstm_cell_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::lstm_cell", "").typed<decltype(lstm_cell)>();
+  static const auto op = find_op<decltype(lstm_cell)>("fastnn::lstm_cell");
   return op;
 }
 

@@ -2,5 +2,5 @@
 #include "../ops/backend.h"
 
 namespace fastnn {
-FASTNN_DEFINE_TABLE()
+FASTNN_DEFINE_TABLE(FASTNN_FOR_EACH_OPTIONAL_OP)
 }  // namespace fastnn

@@ -23,14 +23,20 @@
   W(lstm_cell_backward, LstmCellBackwardParams)                \
   W(lstm_cell_double_backward, LstmCellDoubleBackwardParams)
 
+// Ops that a backend may lack, with null entries: the bindings then do them by other ops.
+#define FASTNN_FOR_EACH_OPTIONAL_OP(X, W)     \
+  X(lstm_step_forward, LstmStepForwardParams) \
+  W(lstm_step_backward, LstmStepBackwardParams)
+
 namespace fastnn {
 
 struct Backend {
-#define FASTNN_ENTRY(name, Params) Status (*name)(const Params&, Stream);
+#define FASTNN_ENTRY(name, Params) Status (*name)(const Params&, Stream) = nullptr;
 #define FASTNN_ENTRY_WITH_WORKSPACE(name, Params) \
   FASTNN_ENTRY(name, Params)                      \
-  int64_t (*name##_workspace)(const Params&);
+  int64_t (*name##_workspace)(const Params&) = nullptr;
   FASTNN_FOR_EACH_OP(FASTNN_ENTRY, FASTNN_ENTRY_WITH_WORKSPACE)
+  FASTNN_FOR_EACH_OPTIONAL_OP(FASTNN_ENTRY, FASTNN_ENTRY_WITH_WORKSPACE)
 #undef FASTNN_ENTRY
 #undef FASTNN_ENTRY_WITH_WORKSPACE
 };
@@ -39,16 +45,18 @@ struct Backend {
 namespace FASTNN_BACKEND {
 const Backend& table();
 }
-// Defines table() of the backend being compiled; a backend in which an op is missing does not link.
+// Defines table() of the backend being compiled, with the optional ops that it has, FASTNN_FOR_EACH_OPTIONAL_OP
+// or nothing; a backend in which an op is missing does not link.
 #define FASTNN_TABLE_ENTRY(name, Params) &FASTNN_BACKEND::name,
 #define FASTNN_TABLE_ENTRY_WITH_WORKSPACE(name, Params) \
   FASTNN_TABLE_ENTRY(name, Params) & FASTNN_BACKEND::name##_workspace,
-#define FASTNN_DEFINE_TABLE()                                                       \
-  const Backend& FASTNN_BACKEND::table() {                                          \
-    static constexpr Backend kTable{                                                \
-        FASTNN_FOR_EACH_OP(FASTNN_TABLE_ENTRY, FASTNN_TABLE_ENTRY_WITH_WORKSPACE)}; \
-    return kTable;                                                                  \
+#define FASTNN_DEFINE_TABLE(OPTIONAL)                                                                         \
+  const Backend& FASTNN_BACKEND::table() {                                                                    \
+    static constexpr Backend kTable{FASTNN_FOR_EACH_OP(FASTNN_TABLE_ENTRY, FASTNN_TABLE_ENTRY_WITH_WORKSPACE) \
+                                        OPTIONAL(FASTNN_TABLE_ENTRY, FASTNN_TABLE_ENTRY_WITH_WORKSPACE)};     \
+    return kTable;                                                                                            \
   }
+#define FASTNN_NO_OPTIONAL_OP(X, W)
 #endif
 
 }  // namespace fastnn

@@ -130,7 +130,7 @@ class _Runner:
         first: Results = {}
         for repetition in range(self.repeat):
             try:
-                with self.device.active(repetition, self.threads, self.case.free_of_threads):
+                with self.device.active(repetition, self.threads):
                     results, modified = self._compute(part, fastnn.functional)
             except Exception as error:
                 for name in expected:
@@ -179,8 +179,7 @@ class _Runner:
         for name in expected:
             if not same_bits(first.get(name), results.get(name)):
                 self._group(name).bits_differ += 1
-                vary = self.case.free_of_threads
-                now, then = (self.device.conditions(number, self.threads, vary) for number in (repetition, 0))
+                now, then = (self.device.conditions(number, self.threads) for number in (repetition, 0))
                 what = f"other bits in run {repetition + 1} ({now}) than in the first ({then})"
                 more = [] if repetition == 1 else ["--repeat", str(repetition + 1)]
                 self.tally.fail(self.run, name, what, *more)

@@ -33,7 +33,7 @@ class Device:
         return self.name == "emulated"
 
     @contextlib.contextmanager
-    def active(self, repetition: int, threads: int, vary_threads: bool = True) -> Iterator[None]:
+    def active(self, repetition: int, threads: int) -> Iterator[None]:
         """Within the context, fastnn's kernels for this device run, and all others of torch.
 
         Runs of the same inputs must give the same bits, whatever the conditions: every second one on the CPU has
@@ -43,7 +43,6 @@ class Device:
         Args:
             repetition: number of the run; 0 is the first.
             threads: of torch, in the first run.
-            vary_threads: whether bits must not depend on the number of threads.
         """
         with contextlib.ExitStack() as stack:
             if self.emulated:
@@ -53,21 +52,21 @@ class Device:
             elif self.torch.type == "cuda":
                 stack.enter_context(torch.cuda.device(self.torch))
             else:
-                stack.enter_context(thread_count(self._threads(repetition, threads, vary_threads)))
+                stack.enter_context(thread_count(self._threads(repetition, threads)))
             yield
 
-    def conditions(self, repetition: int, threads: int, vary_threads: bool = True) -> str:
+    def conditions(self, repetition: int, threads: int) -> str:
         """What is particular to a run, in words; arguments as of :meth:`active`."""
         if self.emulated:
             return f"order of execution {repetition}"
         if self.torch.type == "cuda":
             return "same conditions"
-        count = self._threads(repetition, threads, vary_threads)
+        count = self._threads(repetition, threads)
         return f"{count} thread{'s' if count > 1 else ''}"
 
     @staticmethod
-    def _threads(repetition: int, threads: int, vary: bool) -> int:
-        return threads if repetition % 2 == 0 or not vary else 2 if threads == 1 else 1
+    def _threads(repetition: int, threads: int) -> int:
+        return threads if repetition % 2 == 0 else 2 if threads == 1 else 1
 
 
 @contextlib.contextmanager

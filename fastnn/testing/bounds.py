@@ -143,6 +143,10 @@ class Bounded:
         error = self.error + arithmetic.store * (self.value.abs() + self.error) + arithmetic.smallest
         return Bounded(self.value, error, self.u)
 
+    def beside(self, other: Bounded) -> Bounded:
+        """[m, k] and [m, l] as [m, k + l]."""
+        return Bounded(torch.cat([self.value, other.value], 1), torch.cat([self.error, other.error], 1), self.u)
+
     def view(self, *shape: int) -> Bounded:
         """The same values in another shape."""
         return Bounded(self.value.reshape(*shape), self.error.reshape(*shape), self.u)
@@ -322,6 +326,9 @@ def _expected_lstm_cell(case: LstmCellCase, inputs, cotangents, originals) -> Ex
     from_input = t["input"].matmul(t["w_ih"].transposed()).stored(arithmetic)
     from_hidden = t["hx"].matmul(t["w_hh"].transposed()).stored(arithmetic)
     gates = (from_input + from_hidden).stored(arithmetic)
+    # On the CPU they are one sum over both.
+    together = t["input"].beside(t["hx"]).matmul(t["w_ih"].beside(t["w_hh"]).transposed()).stored(arithmetic)
+    gates = Bounded(gates.value, torch.maximum(gates.error, together.error), u)
     if case.bias:
         gates = gates + (t["b_ih"] + t["b_hh"])
 

@@ -118,7 +118,6 @@ class Case(abc.ABC):
         op: the op's name.
         outputs: names of its outputs, in order; the last ones may be missing.
         differentiable: names of the inputs that have gradients.
-        free_of_threads: whether the bits of the op on a CPU are the same for any number of threads.
         id: name in test ids, unique within the op.
         small: cheap enough for the emulator in every dtype and layout.
         crosses_tile: larger than a kernel's tile; the emulator runs it too.
@@ -129,7 +128,6 @@ class Case(abc.ABC):
     op: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     differentiable: ClassVar[tuple[str, ...]]
-    free_of_threads: ClassVar[bool] = True
     id: str
     small: bool = False
     crosses_tile: bool = False
@@ -297,7 +295,6 @@ class LstmCellCase(Case):
     ``through`` names the outputs through which the gradient comes: ``both``, ``h`` or ``c``.
     """
 
-    free_of_threads: ClassVar[bool] = False  # its matrix products are torch's
     op: ClassVar[str] = "lstm_cell"
     outputs: ClassVar[tuple[str, ...]] = ("h", "c")
     differentiable: ClassVar[tuple[str, ...]] = ("input", "hx", "cx", "w_ih", "w_hh", "b_ih", "b_hh")
