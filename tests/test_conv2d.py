@@ -207,3 +207,74 @@ def test_depthwise_variants(backend, shape, kernel, options, layout):
     grads = torch.autograd.grad(actual, mine, cotangent.to(backend.device, memory_format=form))
     for got, want in zip([actual, *grads], wanted, strict=True):
         torch.testing.assert_close(got.detach().cpu().double(), want.detach(), rtol=1e-4, atol=1e-4)
+
+
+FEW_CHANNELS = [
+    # shape, filters, kernel, options
+    ((2, 3, 30, 50), 64, (7, 7), {"stride": 2, "padding": 3}),  # positions as columns where channels are planes
+    ((2, 3, 31, 33), 32, (3, 3), {"stride": 2, "padding": 1}),
+    ((2, 3, 40, 40), 64, (11, 11), {"stride": 4, "padding": 2}),  # a reduction of two blocks
+    ((3, 1, 28, 28), 6, (5, 5), {}),
+    ((3, 6, 14, 14), 16, (5, 5), {}),
+    ((5, 1, 8, 8), 32, (5, 5), {"padding": 2}),
+    ((2, 4, 9, 21), 37, (3, 5), {"stride": (1, 3), "padding": (2, 1), "dilation": (2, 1)}),
+    ((2, 2, 6, 6), 3, (3, 3), {"padding": 4}),  # grad_input sees less than grad_output
+    ((1, 3, 9, 1100), 20, (7, 5), {"padding": 2}),  # bands narrower than the image
+    ((1, 16, 70, 70), 10, (3, 3), {"padding": 1}),
+    ((1, 16, 5, 6), 9, (1, 1), {}),
+    ((1, 2, 5, 3000), 5, (1, 700), {}),  # more steps than a table has
+]
+
+
+@pytest.mark.parametrize(
+    "layouts", ["contiguous contiguous", "channels_last channels_last", "contiguous channels_last"]
+)
+@pytest.mark.parametrize(("shape", "filters", "kernel", "options"), FEW_CHANNELS)
+def test_few_channels(backend, shape, filters, kernel, options, layouts):
+    """Each way in which a convolution of few channels is computed, on its edges, against float64."""
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(s, generator=generator) for s in (shape, (filters, shape[1], *kernel), (filters,)))
+    exact = [t.double().requires_grad_() for t in (x, w, b)]
+    expected = torch.nn.functional.conv2d(*exact, **options)
+    cotangent = torch.randn(expected.shape, generator=generator)
+    wanted = [expected, *torch.autograd.grad(expected, exact, cotangent.double())]
+    forms = [torch.channels_last if name == "channels_last" else torch.contiguous_format for name in layouts.split()]
+    mine = [x.to(backend.device, memory_format=forms[0]), w.to(backend.device, memory_format=forms[1])]
+    mine = [t.requires_grad_() for t in (*mine, b.to(backend.device))]
+    actual = fastnn.functional.conv2d(*mine, **options)
+    grads = torch.autograd.grad(actual, mine, cotangent.to(backend.device, memory_format=forms[0]))
+    for got, want in zip([actual, *grads], wanted, strict=True):
+        torch.testing.assert_close(got.detach().cpu().double(), want.detach(), rtol=1e-4, atol=4e-4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernel", "options"),
+    [((8, 3, 64, 64), 64, (7, 7), {"stride": 2, "padding": 3}), ((40, 6, 14, 14), 16, (5, 5), {})],
+)
+def test_few_channels_give_the_same_bits(shape, filters, kernel, options, layout):
+    """On the CPU, for 1, 2 and 4 threads; and, but for the weight's gradient, for a sample alone."""
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).contiguous(memory_format=form)
+    w = torch.randn(filters, shape[1], *kernel, generator=generator)
+
+    def run(images, cotangent=None):
+        leaves = [images.detach().requires_grad_(), w.detach().requires_grad_()]
+        out = fastnn.functional.conv2d(*leaves, **options)
+        cotangent = torch.cos(out.detach() * 7) if cotangent is None else cotangent
+        return out.detach(), *torch.autograd.grad(out, leaves, cotangent)
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(run(x))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    out, grad_x, _ = run(x[3:4])
+    assert torch.equal(out, results[0][0][3:4])
+    assert torch.equal(grad_x, results[0][1][3:4])

@@ -16,9 +16,10 @@
 // in place, or packing, sees runs and results are stored as runs: channels-first has positions as columns,
 // channels-last has channels there. grad_weight has patches as rows, in place in either format.
 //
-// FLOPs: 2 N K (C / groups) R |out| for each direction; bound by multiply-adds but for few channels (below
-// about 16), where packing costs as much. Depthwise convolutions (one channel and one filter
-// a group) are bound by loads and have kernels of their own (conv_depthwise.h).
+// FLOPs: 2 N K (C / groups) R |out| for each direction; bound by multiply-adds. With few channels packing
+// patches would cost as much: such convolutions read rows of the image that are copied with their padding
+// (conv_staged_gather.h, conv_staged_grad_weight.h). Depthwise convolutions (one channel and one filter a
+// group) are bound by loads and have kernels of their own (conv_depthwise.h).
 //
 // Error: sums of at most 256 products, then a chain over those sums and the bias, all in acc_t; an element of y
 // lies within (256 + R C / groups / 256 + 1) * eps(acc_t) * sum |x w| of the exact one, plus one rounding to
@@ -39,6 +40,8 @@
 #include "conv_grad_bias.h"
 #include "conv_patches.h"
 #include "conv_product.h"
+#include "conv_staged_gather.h"
+#include "conv_staged_grad_weight.h"
 #include "dispatch.h"
 #include "parallel.h"
 
@@ -108,12 +111,26 @@ bool channels_contiguous(const int64_t (&size)[kSpatialDims], const ConvStrides&
 }
 
 // Which kernel computes a convolution.
-enum class Variant { kProduct, kDepthwiseByChannels, kDepthwiseByPlanes };
+enum class Variant { kProduct, kStaged, kDepthwiseByChannels, kDepthwiseByPlanes };
+
+// Channels (in grad_input: filters) up to which a convolution of planes reads staged rows. Beyond, runs of the
+// reduction are long enough to be addressed in place, and a band of rows would outgrow its buffer.
+constexpr int64_t kMaxStagedChannels = 16;
+
+template <typename acc_t>
+bool reads_staged_rows(const ConvGeometry& g, bool grad_input) {
+  if (!std::is_same_v<acc_t, float> || g.groups != 1) return false;
+  if (g.in[0] != 1 || g.kernel[0] != 1 || g.out[0] != 1) return false;
+  if (grad_input && (g.stride[1] != 1 || g.stride[2] != 1)) return false;
+  const PlaneGeometry planes = grad_input ? grad_input_geometry(g) : plane_geometry(g);
+  return planes.channels <= kMaxStagedChannels && staged_rows_fit(planes);
+}
 
 // y_strides: of the activation on the output's side, which grad_input reads.
 template <typename acc_t>
 Variant choose_variant(const ConvGeometry& g, const ConvStrides& x_strides, const ConvStrides& y_strides,
                        bool grad_input) {
+  if (reads_staged_rows<acc_t>(g, grad_input)) return Variant::kStaged;
   if (g.C != g.groups || g.K != g.groups || g.groups == 1 || volume(g.kernel) > kMaxTaps)
     return Variant::kProduct;
   if (grad_input && *std::max_element(g.stride, g.stride + kSpatialDims) > kMaxResidues)
@@ -439,6 +456,9 @@ Status conv_forward(const ConvForwardParams& params, Stream) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
     switch (choose_variant<acc_t>(params.geometry, params.x_strides, params.y_strides, false)) {
+      case Variant::kStaged:
+        StagedGatherRunner<scalar_t>(staged_forward<scalar_t>(params)).run(params.workspace);
+        break;
       case Variant::kDepthwiseByChannels:
         channels_gather(depthwise_forward<scalar_t>(params), params.workspace);
         break;
@@ -459,6 +479,9 @@ int64_t conv_forward_workspace(const ConvForwardParams& params) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
     switch (choose_variant<acc_t>(params.geometry, params.x_strides, params.y_strides, false)) {
+      case Variant::kStaged:
+        bytes = StagedGatherRunner<scalar_t>(staged_forward<scalar_t>(params)).workspace_bytes();
+        break;
       case Variant::kDepthwiseByChannels:
         bytes = channels_gather_bytes<acc_t>(volume(params.geometry.kernel), params.geometry.C);
         break;
@@ -478,6 +501,9 @@ Status conv_grad_input(const ConvGradInputParams& params, Stream) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
     switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
+      case Variant::kStaged:
+        StagedGatherRunner<scalar_t>(staged_grad_input<scalar_t>(params)).run(params.workspace);
+        break;
       case Variant::kDepthwiseByChannels:
         channels_gather(depthwise_grad_input<scalar_t>(params), params.workspace);
         break;
@@ -500,6 +526,9 @@ int64_t conv_grad_input_workspace(const ConvGradInputParams& params) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
     switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
+      case Variant::kStaged:
+        bytes = StagedGatherRunner<scalar_t>(staged_grad_input<scalar_t>(params)).workspace_bytes();
+        break;
       case Variant::kDepthwiseByChannels:
         bytes = channels_gather_bytes<acc_t>(volume(params.geometry.kernel), params.geometry.C);
         break;
@@ -522,6 +551,9 @@ Status conv_grad_weight(const ConvGradWeightParams& params, Stream) {
     using acc_t = acc_type<scalar_t>;
     const ConvGeometry& g = params.geometry;
     switch (choose_variant<acc_t>(g, params.x_strides, params.grad_y_strides, false)) {
+      case Variant::kStaged:
+        StagedGradWeight<scalar_t>(params).run();
+        break;
       case Variant::kDepthwiseByChannels:
         channels_grad_weight<scalar_t>(params);
         break;
@@ -552,6 +584,9 @@ int64_t conv_grad_weight_workspace(const ConvGradWeightParams& params) {
     using acc_t = acc_type<scalar_t>;
     const ConvGeometry& g = params.geometry;
     switch (choose_variant<acc_t>(g, params.x_strides, params.grad_y_strides, false)) {
+      case Variant::kStaged:
+        bytes = StagedGradWeight<scalar_t>(params).workspace_bytes();
+        break;
       case Variant::kDepthwiseByChannels:
         bytes = ChannelsGradPlan<acc_t>(g).bytes();
         break;
