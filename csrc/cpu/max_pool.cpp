@@ -25,7 +25,10 @@
 
 #include "dispatch.h"
 #include "max_pool_backward.h"
+#include "max_pool_backward_cells.h"
+#include "max_pool_backward_rows.h"
 #include "max_pool_forward.h"
+#include "max_pool_forward_rows.h"
 #include "max_pool_geometry.h"
 #include "max_pool_interleaved.h"
 #include "max_pool_staged.h"
@@ -54,11 +57,28 @@ void max_pool_forward_typed(const MaxPoolForwardParams& p) {
   constexpr bool kSmall = kUnrolled<scalar_t, offset_t>;
   if (channels_last(g)) {
     if constexpr (kSmall) {
-      if (volume(g.kernel) == 4) return max_pool_forward_channels_last<scalar_t, offset_t, kTrack, 4>(p);
-      if (volume(g.kernel) == 9) return max_pool_forward_channels_last<scalar_t, offset_t, kTrack, 9>(p);
+      if (volume(g.kernel) == 4) return max_pool_forward_channels_last<scalar_t, kTrack, 4>(p);
+      if (volume(g.kernel) == 9) return max_pool_forward_channels_last<scalar_t, kTrack, 9>(p);
     }
-    return max_pool_forward_channels_last<scalar_t, offset_t, kTrack, 0>(p);
+    return max_pool_forward_channels_last_any<scalar_t, offset_t, kTrack>(p);
   }
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (kSmall) {
+    const bool padded = g.pad[1] == 1 && g.pad[2] == 1, unpadded = g.pad[1] == 0 && g.pad[2] == 0;
+    if (p.indices == nullptr) {
+      if (is_square(g, 3, 1) && padded && g.in[2] <= kSameSizeRow)
+        return max_pool_forward_same_size<scalar_t, kTrack>(p);
+      if (has_short_rows(g)) {
+        if (is_square(g, 2, 2) && unpadded) return max_pool_forward_short_rows<scalar_t, kTrack, 2, 0>(p);
+        if (is_square(g, 3, 2) && unpadded) return max_pool_forward_short_rows<scalar_t, kTrack, 3, 0>(p);
+        if (is_square(g, 3, 2) && padded) return max_pool_forward_short_rows<scalar_t, kTrack, 3, 1>(p);
+      }
+      if (is_square(g, 2, 2) && unpadded) return max_pool_forward_row_pairs<scalar_t, kTrack, 2, 0>(p);
+      if (is_square(g, 3, 2) && unpadded) return max_pool_forward_row_pairs<scalar_t, kTrack, 3, 0>(p);
+      if (is_square(g, 3, 2) && padded) return max_pool_forward_row_pairs<scalar_t, kTrack, 3, 1>(p);
+    }
+  }
+#endif
   if (g.out[2] < kLanes<acc_t> && fits_interleaved<acc_t>(g)) {
     if constexpr (kSmall) {
       if (is_square(g, 2, g.stride[2])) return max_pool_forward_interleaved<scalar_t, offset_t, 2>(p);
@@ -80,16 +100,34 @@ template <typename scalar_t, typename offset_t>
 void max_pool_backward_typed(const MaxPoolBackwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   const PoolGeometry& g = p.geometry;
-  if (channels_last(g)) return max_pool_backward_channels_last<scalar_t, offset_t>(p);
-  if constexpr (kUnrolled<scalar_t, offset_t>) {
-    const bool wide = g.in[2] > kLanes<acc_t>;
-    if (wide && g.pad[1] == g.pad[2] && g.out[2] <= BackwardRing<acc_t>::kMaxOutputs) {
-      const bool padded = g.pad[2] == 1;
-      if (is_square(g, 2, 2) && !padded) return max_pool_backward_rows<scalar_t, 2, 2, 0>(p);
-      if (is_square(g, 3, 2) && padded) return max_pool_backward_rows<scalar_t, 3, 2, 1>(p);
-      if (is_square(g, 3, 2)) return max_pool_backward_rows<scalar_t, 3, 2, 0>(p);
-      if (is_square(g, 3, 1) && padded) return max_pool_backward_rows<scalar_t, 3, 1, 1>(p);
+  const bool padded = g.pad[1] == 1 && g.pad[2] == 1, unpadded = g.pad[1] == 0 && g.pad[2] == 0;
+  if (channels_last(g)) {
+    if constexpr (kUnrolled<scalar_t, offset_t>) {
+      if (is_square(g, 2, 2) && unpadded) return max_pool_backward_cells<scalar_t, 2, 2, 0>(p);
+      if (is_square(g, 3, 2) && unpadded) return max_pool_backward_cells<scalar_t, 3, 2, 0>(p);
+      if (is_square(g, 3, 2) && padded) return max_pool_backward_cells<scalar_t, 3, 2, 1>(p);
+      if (is_square(g, 3, 1) && padded) return max_pool_backward_cells<scalar_t, 3, 1, 1>(p);
     }
+    return max_pool_backward_channels_last<scalar_t, offset_t>(p);
+  }
+  if constexpr (kUnrolled<scalar_t, offset_t>) {
+    if (is_square(g, 3, 1) && padded) return max_pool_backward_same_size<scalar_t>(p);
+#if defined(CPU_CAPABILITY_AVX512)
+    if (has_short_rows(g)) {
+      if (is_square(g, 2, 2) && unpadded) return max_pool_backward_short_rows<scalar_t, 2, 0>(p);
+      if (is_square(g, 3, 2) && unpadded) return max_pool_backward_short_rows<scalar_t, 3, 0>(p);
+      if (is_square(g, 3, 2) && padded) return max_pool_backward_short_rows<scalar_t, 3, 1>(p);
+    }
+    if (is_square(g, 2, 2) && unpadded) return max_pool_backward_row_pairs<scalar_t, 2, 0>(p);
+    if (is_square(g, 3, 2) && unpadded) return max_pool_backward_row_pairs<scalar_t, 3, 0>(p);
+    if (is_square(g, 3, 2) && padded) return max_pool_backward_row_pairs<scalar_t, 3, 1>(p);
+#else
+    if (g.in[2] > kLanes<acc_t> && g.out[2] <= BackwardRing<acc_t>::kMaxOutputs) {
+      if (is_square(g, 2, 2) && unpadded) return max_pool_backward_rows<scalar_t, 2, 2, 0>(p);
+      if (is_square(g, 3, 2) && unpadded) return max_pool_backward_rows<scalar_t, 3, 2, 0>(p);
+      if (is_square(g, 3, 2) && padded) return max_pool_backward_rows<scalar_t, 3, 2, 1>(p);
+    }
+#endif
   }
   if (fits_planes(g)) return max_pool_backward_planes<scalar_t, offset_t>(p);
   max_pool_backward_tiles<scalar_t, offset_t>(p);

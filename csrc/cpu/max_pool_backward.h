@@ -3,149 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 
 #include "max_pool_vectors.h"
 #include "parallel.h"
 
 namespace fastnn::FASTNN_BACKEND::pool {
-
-// ---- channels first, along rows ----
-
-// Output rows that the rows of grad_x being made need, widened: grad_y, and offsets as numbers. A power of two.
-inline constexpr int64_t kBackwardRing = 4;
-// The ring lies on the stack. The size of an L1 data cache.
-inline constexpr int64_t kBackwardRingBytes = 32 * 1024;
-
-// Layout of a ring row: kLead outputs that are not there, the row's, and as many as the last vector reaches
-// past it. What is not there has the gradient 0, and whatever its offset, adds nothing.
-template <typename acc_t>
-struct BackwardRing {
-  static constexpr int64_t W = kLanes<acc_t>;
-  static constexpr int64_t kLead = W;
-  static constexpr int64_t kRowSize = kBackwardRingBytes / (2 * kBackwardRing) / sizeof(acc_t);
-  // The last vector begins less than W behind the row's last output, and its taps reach 1 further.
-  static constexpr int64_t kMaxOutputs = kRowSize - kLead - 2 * W;
-
-  alignas(64) acc_t grads[kBackwardRing][kRowSize];
-  alignas(64) kept_offset_t<acc_t> offsets[kBackwardRing][kRowSize];
-  int64_t held[kBackwardRing];  // which output row, of all planes, each holds
-
-  explicit BackwardRing(int64_t outputs) {
-    for (int64_t row = 0; row < kBackwardRing; ++row) {
-      std::fill(grads[row], grads[row] + kLead + outputs + 2 * W, acc_t(0));
-      std::fill(offsets[row], offsets[row] + kLead + outputs + 2 * W, kept_offset_t<acc_t>(0));
-      held[row] = -1;
-    }
-  }
-};
-
-// A thread owns rows of grad_x, a vector W positions kStride apart, which the same kKernel / kStride taps of W
-// neighbouring windows reach: grad_y is added where the offset names the tap. Square windows of kKernel without
-// depth or dilation, kPad <= 1.
-template <typename scalar_t, int kKernel, int kStride, int kPad>
-void max_pool_backward_rows(const MaxPoolBackwardParams& p) {
-  using acc_t = acc_type<scalar_t>;
-  using V = Vec<acc_t>;
-  using Ring = BackwardRing<acc_t>;
-  constexpr int64_t W = kLanes<acc_t>;
-  static_assert(kStride == 1 || kStride == 2);
-  const PoolGeometry& g = p.geometry;
-  const int64_t columns = ceil_div(g.in[2], kStride);
-
-  parallel_for(g.N * g.C * g.in[0] * g.in[1], grain(g.in[2] * 4), [&](int64_t begin, int64_t end) {
-    Ring ring(g.out[2]);
-    // Calls f(slot, kh) for the windows' rows that reach row `ih` of a plane, in ascending order. kh is the
-    // tap.
-    const auto for_each_row = [&](int64_t slice, int64_t ih, const auto& f) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-      for (int kh = kKernel - 1; kh >= 0; --kh) {
-        const int64_t distance = ih + kPad - kh, oh = distance / kStride;
-        if (distance < 0 || distance % kStride != 0 || oh >= g.out[1]) continue;
-        const int64_t line = slice * g.out[1] + oh, slot = line % kBackwardRing;
-        if (ring.held[slot] != line) {
-          ring.held[slot] = line;
-          const scalar_t* grad_y = static_cast<const scalar_t*>(p.grad_y) + line * g.out[2];
-          const uint8_t* chosen = static_cast<const uint8_t*>(p.offsets) + line * g.out[2];
-          const auto stage = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-            load_acc(grad_y + i, count).store(ring.grads[slot] + Ring::kLead + i);
-            keep_offsets<acc_t>(ring.offsets[slot] + Ring::kLead + i, chosen + i, count);
-          };
-          if (g.out[2] >= W) {
-            int64_t i = 0;
-            for (; i + W <= g.out[2]; i += W) stage(i, W);
-            if (i < g.out[2]) stage(g.out[2] - W, W);
-          } else {
-            stage(0, g.out[2]);
-          }
-        }
-        f(slot, kh);
-      }
-    };
-    int64_t slice = begin / g.in[1], ih = begin % g.in[1];
-    for (int64_t r = begin; r < end; ++r) {
-      int rows = 0;
-      const acc_t* grads[kKernel];
-      const kept_offset_t<acc_t>* offsets[kKernel];
-      int places[kKernel];
-      for_each_row(slice, ih, [&](int64_t slot, int kh) __attribute__((always_inline)) {
-        grads[rows] = ring.grads[slot] + Ring::kLead;
-        offsets[rows] = ring.offsets[slot] + Ring::kLead;
-        places[rows] = kh * kKernel;
-        ++rows;
-      });
-      if (++ih == g.in[1]) {
-        ih = 0;
-        ++slice;
-      }
-      // What the next row needs is kept before this one is computed: a load over two stores that have not left
-      // the store buffer would wait for both. Two rows of grad_x need at most kBackwardRing lines, which follow
-      // each other.
-      if (r + 1 < end) for_each_row(slice, ih, [](int64_t, int) {});
-
-      scalar_t* grad_x = static_cast<scalar_t*>(p.grad_x) + r * g.in[2];
-      const auto sum = [&](int64_t i) __attribute__((always_inline)) {
-        std::array<V, kStride> sums;
-        for (V& s : sums) s = V(0);
-        for (int row = 0; row < rows; ++row) {
-#pragma GCC unroll 2
-          for (int shift = 0; shift < kStride; ++shift) {
-#pragma GCC unroll 4
-            for (int kw = kKernel - 1; kw >= 0; --kw) {
-              if ((shift + kPad - kw) % kStride != 0) continue;
-              const int64_t at = i + (shift + kPad - kw) / kStride;
-              sums[shift] = add_where_kept<acc_t>(sums[shift], offsets[row] + at, places[row] + kw,
-                                                  V::loadu(grads[row] + at));
-            }
-          }
-        }
-        return sums;
-      };
-      int64_t i = 0;
-      for (; (i + W) * kStride <= g.in[2]; i += W) {
-        const auto sums = sum(i);
-        if constexpr (kStride == 1) {
-          store_acc(grad_x + i, sums[0]);
-        } else {
-          const auto pair = at::vec::interleave2(sums[0], sums[1]);
-          store_acc(grad_x + 2 * i, pair.first);
-          store_acc(grad_x + 2 * i + W, pair.second);
-        }
-      }
-      if (i < columns) {
-        const auto sums = sum(i);
-        const int64_t rest = g.in[2] - i * kStride;
-        if constexpr (kStride == 1) {
-          store_acc(grad_x + i, sums[0], rest);
-        } else {
-          const auto pair = at::vec::interleave2(sums[0], sums[1]);
-          store_acc(grad_x + 2 * i, pair.first, std::min(W, rest));
-          if (rest > W) store_acc(grad_x + 2 * i + W, pair.second, rest - W);
-        }
-      }
-    }
-  });
-}
 
 // ---- channels first, by whole planes ----
 
@@ -282,22 +144,6 @@ void max_pool_backward_tiles(const MaxPoolBackwardParams& p) {
 
 // Vectors of channels whose sums stay in registers.
 inline constexpr int kChannelVectors = 4;
-
-// W offsets compared with one place.
-template <typename acc_t, typename offset_t>
-inline Vec<acc_t> add_where_chosen(const Vec<acc_t>& sum, const offset_t* offsets, int64_t count, int64_t place,
-                                   const Vec<acc_t>& grad) {
-#if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1) {
-    const __m128i here = count == kLanes<acc_t>
-                             ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets))
-                             : _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), offsets);
-    const __mmask16 chosen = _mm_cmpeq_epi8_mask(here, _mm_set1_epi8(static_cast<char>(place)));
-    return _mm512_mask_add_ps(sum, chosen, sum, grad);
-  }
-#endif
-  return add_where<acc_t>(sum, load_offsets<acc_t>(offsets, count), static_cast<acc_t>(place), grad);
-}
 
 // A thread owns rows of grad_x; each position adds, W channels at a time, the windows that cover it where the
 // offset names it.

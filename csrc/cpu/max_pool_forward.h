@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "cache_hints.h"
+#include "max_pool_bytes.h"
 #include "max_pool_vectors.h"
 #include "parallel.h"
 
@@ -40,39 +42,109 @@ struct ForwardOutputs {
 
 // ---- channels last ----
 
-// A thread owns output positions, a vector W channels of one position. kTaps > 0: windows of kTaps places,
-// whose loop is unrolled where they lie inside x.
-template <typename scalar_t, typename offset_t, bool kTrack, int kTaps>
+// Channels that are taken at a time: what stands for places outside of x has as many.
+inline constexpr int64_t kForwardChannels = 512;
+
+// A thread owns output positions, a vector W channels of one position, whose window has kTaps places. Those
+// outside of x are -inf, and so never taken from the first one inside.
+template <typename scalar_t, bool kTrack, int kTaps>
 void max_pool_forward_channels_last(const MaxPoolForwardParams& p) {
+  using acc_t = acc_type<scalar_t>;
+  using B = Best<acc_t>;
+  const PoolGeometry& g = p.geometry;
+  const DisplacementTable table(g);
+  const ForwardOutputs<scalar_t, uint8_t> out(p);
+  const int64_t C = g.C, row_work = g.out[2] * C * kTaps;
+  int64_t taps[kTaps];
+  for (int t = 0; t < kTaps; ++t) taps[t] = table.flat(t) * C;
+
+  parallel_for(g.N * g.out[0] * g.out[1], grain(row_work), [&](int64_t begin, int64_t end) {
+    scalar_t outside[kForwardChannels];
+    std::fill(outside, outside + kForwardChannels,
+              static_cast<scalar_t>(-std::numeric_limits<float>::infinity()));
+    FetchAhead inputs, outputs;
+    for (int64_t r = begin; r < end; ++r) {
+      const OutputRow row(g, r);
+      const scalar_t* const x = static_cast<const scalar_t*>(p.x) + row.plane * volume(g.in) * C;
+      const Range taps_d = valid_taps(g, 0, row.d), taps_h = valid_taps(g, 1, row.h);
+      // The rows of x that this row sees, and those that the next one sees besides.
+      const scalar_t* const rows_end = x + (window_start(g, row.d, row.h, 0) + g.pad[2] +
+                                            (taps_h.end - 1) * g.dilation[1] * g.in[2] + g.in[2]) *
+                                               C;
+      inputs.plan(rows_end - taps_h.size() * g.in[2] * C, rows_end, rows_end + g.stride[1] * g.in[2] * C,
+                  g.out[2]);
+      scalar_t* const y = out.y + r * g.out[2] * C;
+      outputs.plan(y, y + g.out[2] * C, y + 2 * g.out[2] * C, g.out[2]);
+      for (int64_t ow = 0; ow < g.out[2]; ++ow) {
+        inputs.next();
+        outputs.next();
+        const Range taps_w = valid_taps(g, 2, ow);
+        const int64_t start = window_start(g, row.d, row.h, ow);
+        const int64_t first = (taps_d.begin * g.kernel[1] + taps_h.begin) * g.kernel[2] + taps_w.begin;
+        const bool inside = taps_d.size() * taps_h.size() * taps_w.size() == kTaps;
+        for (int64_t from = 0; from < C; from += kForwardChannels) {
+          const scalar_t* at[kTaps];
+          for (int t = 0; t < kTaps; ++t) at[t] = x + start * C + taps[t] + from;
+          if (!inside) {
+            int t = 0;
+            for (int64_t kd = 0; kd < g.kernel[0]; ++kd) {
+              for (int64_t kh = 0; kh < g.kernel[1]; ++kh) {
+                const bool line =
+                    kd >= taps_d.begin && kd < taps_d.end && kh >= taps_h.begin && kh < taps_h.end;
+                for (int64_t kw = 0; kw < g.kernel[2]; ++kw, ++t) {
+                  if (!line || kw < taps_w.begin || kw >= taps_w.end) at[t] = outside;
+                }
+              }
+            }
+          }
+          const int64_t to = (r * g.out[2] + ow) * C + from;
+          for_each_vector<acc_t>(0, std::min(kForwardChannels, C - from),
+                                 [&](int64_t c, int64_t count) __attribute__((always_inline)) {
+#if defined(CPU_CAPABILITY_AVX512)
+                                   if (out.indices == nullptr) {
+                                     __m512 values[kTaps];
+                                     ByteVector places[kTaps];
+#pragma GCC unroll 9
+                                     for (int t = 0; t < kTaps; ++t) {
+                                       values[t] = load_acc(at[t] + c, count);
+                                       places[t] = _mm_set1_epi8(static_cast<char>(t == 0 ? first : t));
+                                     }
+                                     store_best<kTrack>(out.y + to + c, out.offsets + to + c,
+                                                        best_of<kTrack, kTaps>(values, places), count);
+                                     return;
+                                   }
+#endif
+                                   B best{load_acc(at[0] + c, count), B::as_lanes(first)};
+#pragma GCC unroll 9
+                                   for (int t = 1; t < kTaps; ++t)
+                                     best.offer(load_acc(at[t] + c, count), B::as_lanes(t));
+                                   out.template store<kTrack>(to + c, best, count, table, start, 0);
+                                 });
+        }
+      }
+    }
+  });
+}
+
+// The same for windows of any size.
+template <typename scalar_t, typename offset_t, bool kTrack>
+void max_pool_forward_channels_last_any(const MaxPoolForwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   using B = Best<acc_t>;
   const PoolGeometry& g = p.geometry;
   const DisplacementTable table(g);
   const ForwardOutputs<scalar_t, offset_t> out(p);
   const int64_t row_work = g.out[2] * g.C * volume(g.kernel);
-  int64_t taps[std::max(kTaps, 1)];
-  for (int t = 0; t < kTaps; ++t) taps[t] = table.flat(t) * g.C;
 
   parallel_for(g.N * g.out[0] * g.out[1], grain(row_work), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const OutputRow row(g, r);
       const scalar_t* x = static_cast<const scalar_t*>(p.x) + row.plane * volume(g.in) * g.C;
       const Range taps_d = valid_taps(g, 0, row.d), taps_h = valid_taps(g, 1, row.h);
-      const bool rows_inside = taps_d.size() == g.kernel[0] && taps_h.size() == g.kernel[1];
       for (int64_t ow = 0; ow < g.out[2]; ++ow) {
         const Range taps_w = valid_taps(g, 2, ow);
         const int64_t start = window_start(g, row.d, row.h, ow);
         const int64_t at = (r * g.out[2] + ow) * g.C;
-        if (kTaps > 0 && rows_inside && taps_w.size() == g.kernel[2]) {
-          const scalar_t* window = x + start * g.C;
-          for_each_vector<acc_t>(0, g.C, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
-            B best{load_acc(window + c, count), B::as_lanes(0)};
-#pragma GCC unroll 16
-            for (int t = 1; t < kTaps; ++t) best.offer(load_acc(window + taps[t] + c, count), B::as_lanes(t));
-            out.template store<kTrack>(at + c, best, count, table, start, 0);
-          });
-          continue;
-        }
         const int64_t first = (taps_d.begin * g.kernel[1] + taps_h.begin) * g.kernel[2] + taps_w.begin;
         for_each_vector<acc_t>(0, g.C, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
           B best{Vec<acc_t>(-std::numeric_limits<acc_t>::infinity()), B::as_lanes(first)};

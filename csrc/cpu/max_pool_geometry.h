@@ -42,6 +42,15 @@ inline PoolGeometry folded(PoolGeometry g) {
   return g;
 }
 
+// Rows of at most this many windows are taken several at a time.
+inline constexpr int64_t kShortRow = 8;
+
+// Whether x has two rows for each row of windows and two columns for each window: pairs of rows then follow
+// each other as windows do, through all planes.
+inline bool has_short_rows(const PoolGeometry& g) {
+  return g.out[2] <= kShortRow && g.in[2] == 2 * g.out[2] && g.in[1] == 2 * g.out[1];
+}
+
 // Half-open range of integers.
 struct Range {
   int64_t begin, end;

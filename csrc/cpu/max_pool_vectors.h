@@ -43,6 +43,25 @@ struct Best {
   }
 };
 
+#if defined(CPU_CAPABILITY_AVX512)
+// The lanes of `lanes` from p on, 0 in the others, which are not read.
+template <typename scalar_t>
+inline __m512 load_lanes(const scalar_t* p, __mmask16 lanes) {
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    return _mm512_maskz_loadu_ps(lanes, p);
+  } else {
+    const __m256i packed = _mm256_maskz_loadu_epi16(lanes, p);
+    __m512 v;
+    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      at::vec::cvtbf16_fp32(packed, v);
+    } else {
+      at::vec::cvtfp16_fp32(packed, v);
+    }
+    return v;
+  }
+}
+#endif
+
 // Stores the first `count` lanes of places as offsets.
 template <typename acc_t, typename offset_t>
 inline void store_offsets(offset_t* to, const Vec<acc_t>& places, int64_t count) {
@@ -100,6 +119,22 @@ inline Vec<acc_t> add_where(const Vec<acc_t>& sum, const Vec<acc_t>& offset, acc
 #else
   return sum + (grad & (offset == Vec<acc_t>(place)));
 #endif
+}
+
+// W offsets compared with one place.
+template <typename acc_t, typename offset_t>
+inline Vec<acc_t> add_where_chosen(const Vec<acc_t>& sum, const offset_t* offsets, int64_t count, int64_t place,
+                                   const Vec<acc_t>& grad) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1) {
+    const __m128i here = count == kLanes<acc_t>
+                             ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets))
+                             : _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), offsets);
+    const __mmask16 chosen = _mm_cmpeq_epi8_mask(here, _mm_set1_epi8(static_cast<char>(place)));
+    return _mm512_mask_add_ps(sum, chosen, sum, grad);
+  }
+#endif
+  return add_where<acc_t>(sum, load_offsets<acc_t>(offsets, count), static_cast<acc_t>(place), grad);
 }
 
 // How backward keeps offsets in L1 that several taps are compared with: as bytes where comparing those gives a
