@@ -267,7 +267,7 @@ void batch_norm_backward_typed(const BatchNormBackwardParams& p) {
         plan, 3, true, scales,
         [&](int64_t i, int64_t c_begin, int64_t c_end) {
           reduce(i, c_begin, c_end);
-          publish_stores();
+          end_stream();
         },
         finish);
   } else {

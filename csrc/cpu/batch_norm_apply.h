@@ -122,7 +122,7 @@ struct Affine {
   template <bool kAroundCache>
   __attribute__((always_inline)) void put(int64_t at, int64_t count, const Coefficients& k) const {
     if (kAroundCache && count == kLanes<acc_t>) {
-      store_around_cache(out + at, value(at, count, k));
+      store_stream(out + at, value(at, count, k));
     } else {
       store_acc(out + at, value(at, count, k), count);
     }

@@ -117,7 +117,7 @@ struct EvaluationGradientTerms {
     add_product_to<kFirst>(sums[1], g, d);
     if (grad_x == nullptr) return;
     if constexpr (kAroundCache) {
-      if (count == kLanes<acc_t>) return store_around_cache(grad_x + at, g * k.scale);
+      if (count == kLanes<acc_t>) return store_stream(grad_x + at, g * k.scale);
     }
     store_acc(grad_x + at, g * k.scale, count);
   }

@@ -28,8 +28,8 @@ struct Nothing {
 template <typename scalar_t>
 bool stores_around_cache(const Plan& plan, const scalar_t* out) {
   constexpr int64_t kSize = sizeof(scalar_t);
-  return plan.values() * plan.C * kSize >= kAroundCacheBytes &&
-         (plan.rows ? plan.C : plan.S) * kSize % 64 == 0 && can_store_around_cache(out);
+  return (plan.rows ? plan.C : plan.S) * kSize % kCacheLine == 0 &&
+         streams_output(out, plan.values() * plan.C * kSize, kAroundCacheBytes);
 }
 
 // prepare(c_begin, c_end) comes before anything else that is done with these channels;
@@ -67,7 +67,7 @@ void walk(const Plan& plan, int64_t tensors, bool reduces, const Prepare& prepar
             const int64_t begin = share.first(plan.N), end = share.last(plan.N);
             if (around_cache) {
               output.template rows<true>(plan.C, begin, end);
-              publish_stores();
+              end_stream();
             } else {
               output.template rows<false>(plan.C, begin, end);
             }
@@ -110,7 +110,7 @@ void walk(const Plan& plan, int64_t tensors, bool reduces, const Prepare& prepar
         finish(plan.group_begin(group), plan.group_end(group));
         for (int64_t band = bands; band-- > 0;) apply(band, group, 0, plan.S);
       }
-      if (around_cache) publish_stores();
+      if (around_cache) end_stream();
     });
     return;
   }
@@ -145,7 +145,7 @@ void walk(const Plan& plan, int64_t tensors, bool reduces, const Prepare& prepar
           group = 0;
           ++band;
         }
-        if (around_cache) publish_stores();
+        if (around_cache) end_stream();
       });
 }
 

@@ -47,29 +47,18 @@ class FetchAhead {
   int64_t lines_a_call_ = 0;
 };
 
-// Outputs of at least this size are written past the caches. An ordinary store first reads the line, a third of
-// a copy's traffic; it pays where the next operation still finds the line in a cache, of which an output of
-// this size would fill the part that a few cores have of L3.
-inline constexpr int64_t kStreamBytes = 8 << 20;
+// ---- stores past the caches ----
 
-// Whether vectors of scalar_t are whole cache lines, so that they can be written past the caches.
-template <typename scalar_t>
-inline constexpr bool kCanStream =
-#if defined(CPU_CAPABILITY_AVX512)
-    std::is_same_v<scalar_t, acc_type<scalar_t>>;
+// Whether this instruction set has them.
+inline constexpr bool kHasStreamingStores =
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+    true;
 #else
     false;
 #endif
 
-// Whether `elements` dense ones from p on are to be written past the caches, by vectors that begin at multiples
-// of their size.
-template <typename scalar_t>
-bool can_stream(const scalar_t* p, int64_t elements) {
-  return kCanStream<scalar_t> && elements * static_cast<int64_t>(sizeof(scalar_t)) >= kStreamBytes &&
-         reinterpret_cast<uintptr_t>(p) % kCacheLine == 0;
-}
-
-// Stores a vector past the caches; p is aligned to a line. Threads that do so end with end_stream().
+// Stores a vector past the caches: its line is neither read first nor kept. p is a multiple of the vector's
+// size in memory. Threads that do so end with end_stream().
 template <typename scalar_t>
 inline void store_stream(scalar_t* p, const Vec<acc_type<scalar_t>>& v) {
 #if defined(CPU_CAPABILITY_AVX512)
@@ -78,18 +67,53 @@ inline void store_stream(scalar_t* p, const Vec<acc_type<scalar_t>>& v) {
   } else if constexpr (std::is_same_v<scalar_t, double>) {
     _mm512_stream_pd(p, v);
   } else {
-    store_acc(p, v);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), pack_halves<scalar_t>(v));
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    _mm256_stream_ps(p, v);
+  } else if constexpr (std::is_same_v<scalar_t, double>) {
+    _mm256_stream_pd(p, v);
+  } else {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), pack_halves<scalar_t>(v));
   }
 #else
   store_acc(p, v);
 #endif
 }
 
-// Makes what was written past the caches visible before what this thread writes next.
+// Before another thread is told of what store_stream() stored.
 inline void end_stream() {
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
   _mm_sfence();
 #endif
+}
+
+// From this size on glibc maps new pages for every tensor, whose lines the kernel has just zeroed in the
+// caches: ordinary stores find them there.
+inline constexpr int64_t kFreshBytes = 32 << 20;
+
+// Whether an output of `bytes` at p is to be stored past the caches, if so from `least` on.
+template <typename scalar_t>
+bool streams_output(const scalar_t* p, int64_t bytes, int64_t least) {
+  return kHasStreamingStores && bytes >= least && bytes < kFreshBytes &&
+         reinterpret_cast<uintptr_t>(p) % kCacheLine == 0;
+}
+
+// Outputs of at least this size are, by most kernels. An ordinary store first reads the line, a third of a
+// copy's traffic; it pays where the next operation still finds the line in a cache, of which an output of this
+// size would fill the part that a few cores have of L3.
+inline constexpr int64_t kStreamBytes = 8 << 20;
+
+// Whether a vector of scalar_t is a whole cache line in memory.
+template <typename scalar_t>
+inline constexpr bool kVectorIsLine = kLanes<acc_type<scalar_t>> * sizeof(scalar_t) == kCacheLine;
+
+// Whether `elements` dense ones from p on are stored past the caches, by vectors that are whole lines.
+template <typename scalar_t>
+bool streams_lines(const scalar_t* p, int64_t elements) {
+  return kVectorIsLine<scalar_t> &&
+         streams_output(p, elements * static_cast<int64_t>(sizeof(scalar_t)), kStreamBytes);
 }
 
 }  // namespace fastnn::FASTNN_BACKEND

@@ -11,6 +11,7 @@
 // Error: sums of as many terms as there are taps. conv_depthwise_channels_grad.h has grad_weight.
 #pragma once
 
+#include "cache_hints.h"
 #include "conv_depthwise.h"
 #include "parallel.h"
 #include "vec_convert.h"
@@ -26,8 +27,7 @@ inline constexpr int kEdgeVecs = 4;
 
 // A strip's columns, and its bytes: the rows of all channels in a part of L2, of some vectors of them in L1.
 inline constexpr int64_t kSegment = 128;
-inline constexpr int64_t kGatherStripBytes = 256 << 10;
-inline constexpr int64_t kGatherGroupBytes = 24 << 10;
+inline constexpr int64_t kGatherStripBytes = 64 << 10;
 inline constexpr int64_t kMaxStripRows = 32;
 
 // A vector of channels, or the last `count` ones.
@@ -35,6 +35,7 @@ template <typename scalar_t, bool whole>
 struct ChannelLanes {
   using acc_t = acc_type<scalar_t>;
   int64_t count;
+  bool stream = false;  // stores go past the caches
   Vec<acc_t> load(const scalar_t* p) const {
     if constexpr (whole) {
       return load_acc(p);
@@ -44,6 +45,7 @@ struct ChannelLanes {
   }
   void store(scalar_t* p, const Vec<acc_t>& v) const {
     if constexpr (whole) {
+      if (kVectorIsLine<scalar_t> && stream) return store_stream(p, v);
       store_acc(p, v);
     } else {
       store_acc(p, v, count);
@@ -53,10 +55,11 @@ struct ChannelLanes {
 
 // Calls f(c, lanes) for the vectors of channels [first, last); f is inlined twice.
 template <typename scalar_t, typename F>
-inline __attribute__((always_inline)) void for_each_channel_vector(int64_t first, int64_t last, const F& f) {
+inline __attribute__((always_inline)) void for_each_channel_vector(int64_t first, int64_t last, bool stream,
+                                                                   const F& f) {
   constexpr int64_t W = kLanes<acc_type<scalar_t>>;
   int64_t c = first;
-  for (; c + W <= last; c += W) f(c, ChannelLanes<scalar_t, true>{W});
+  for (; c + W <= last; c += W) f(c, ChannelLanes<scalar_t, true>{W, stream});
   if (c < last) f(c, ChannelLanes<scalar_t, false>{last - c});
 }
 
@@ -170,9 +173,10 @@ inline __attribute__((always_inline)) void gather_inner(const ChannelRow<scalar_
   }
 }
 
-// kCount positions of two rows, the second one row of the input below the first: 3x3 neighbouring taps, all
-// inside, in the order of gather_columns. The rows share two thirds of what they load.
-template <int kCount, typename scalar_t, typename Lanes>
+// kCount positions of two rows, the second one row of the input below the first: 3x3 neighbouring taps, in the
+// order of gather_columns. The rows share what they load. Of the four rows of the input that they see,
+// [kFirst, kLast) are inside, and row.in and row.w are at the first of those.
+template <int kCount, int kFirst, int kLast, typename scalar_t, typename Lanes>
 inline __attribute__((always_inline)) void gather_two_rows(const ChannelRow<scalar_t>& row, scalar_t* second,
                                                            const ColumnSpan& span, int64_t j, int64_t c,
                                                            const Vec<acc_type<scalar_t>>& bias,
@@ -181,16 +185,16 @@ inline __attribute__((always_inline)) void gather_two_rows(const ChannelRow<scal
   const int64_t pitch = row.in_column;
   const int64_t w_step = span.taps.stride * row.w_column;
   const scalar_t* const x = row.in + (j + span.taps.origin) * pitch + c;
-  const acc_type<scalar_t>* const w = row.w + span.taps.first * row.w_column + c;
+  const acc_type<scalar_t>* const w = row.w - kFirst * row.w_row + span.taps.first * row.w_column + c;
   V filter[9], sum[2][kCount];
   for_each_constant<9>([&](auto i) __attribute__((always_inline)) {
     filter[i] = V::loadu(w + i / 3 * row.w_row + i % 3 * w_step);
   });
   for_each_constant<2 * kCount>([&](auto i)
                                     __attribute__((always_inline)) { sum[i / kCount][i % kCount] = bias; });
-  for_each_constant<4 * (kCount + 2)>([&](auto i) __attribute__((always_inline)) {
-    constexpr int r = i / (kCount + 2), k = i % (kCount + 2);
-    const V value = lanes.load(x + r * row.in_row + k * pitch);
+  for_each_constant<(kLast - kFirst) * (kCount + 2)>([&](auto i) __attribute__((always_inline)) {
+    constexpr int r = kFirst + i / (kCount + 2), k = i % (kCount + 2);
+    const V value = lanes.load(x + (r - kFirst) * row.in_row + k * pitch);
     for_each_constant<3>([&](auto t) __attribute__((always_inline)) {
       if constexpr (k >= t && k - t < kCount) {
         if constexpr (r < 3) sum[0][k - t] = at::vec::fmadd(value, filter[r * 3 + t], sum[0][k - t]);
@@ -204,18 +208,19 @@ inline __attribute__((always_inline)) void gather_two_rows(const ChannelRow<scal
   });
 }
 
-template <typename scalar_t, typename Lanes>
+template <int kFirst, int kLast, typename scalar_t, typename Lanes>
 inline __attribute__((always_inline)) void gather_inner_two_rows(const ChannelRow<scalar_t>& row,
                                                                  scalar_t* second, const ColumnSpan& span,
                                                                  int64_t c, const Vec<acc_type<scalar_t>>& bias,
                                                                  const Lanes& lanes) {
   int64_t j = span.inner_first;
-  for (; j + 4 <= span.inner_last; j += 4) gather_two_rows<4>(row, second, span, j, c, bias, lanes);
+  for (; j + 4 <= span.inner_last; j += 4)
+    gather_two_rows<4, kFirst, kLast>(row, second, span, j, c, bias, lanes);
   if (j + 2 <= span.inner_last) {
-    gather_two_rows<2>(row, second, span, j, c, bias, lanes);
+    gather_two_rows<2, kFirst, kLast>(row, second, span, j, c, bias, lanes);
     j += 2;
   }
-  if (j < span.inner_last) gather_two_rows<1>(row, second, span, j, c, bias, lanes);
+  if (j < span.inner_last) gather_two_rows<1, kFirst, kLast>(row, second, span, j, c, bias, lanes);
 }
 
 // grad_input of three taps at stride 2: positions 2 j and 2 j + 1 for kCount values of j. The even ones see one
@@ -305,7 +310,7 @@ inline __attribute__((always_inline)) void gather_edge(const ChannelRow<scalar_t
 // The positions on both sides of the inner ones, for all channels.
 template <typename scalar_t>
 void gather_edges(const ChannelRow<scalar_t>& row, const ColumnSpan& span, int64_t channels,
-                  const scalar_t* bias) {
+                  const scalar_t* bias, bool stream) {
   constexpr int64_t W = kLanes<acc_type<scalar_t>>;
   for (int64_t j = span.first; j < span.last; ++j) {
     if (j == span.inner_first) j = span.inner_last;
@@ -313,9 +318,9 @@ void gather_edges(const ChannelRow<scalar_t>& row, const ColumnSpan& span, int64
     const DimTaps::Range range = span.taps.inside(j, span.step, span.extent);
     int64_t c = 0;
     for (; c + kEdgeVecs * W <= channels; c += kEdgeVecs * W) {
-      gather_edge<kEdgeVecs>(row, span, j, range, c, bias, ChannelLanes<scalar_t, true>{W});
+      gather_edge<kEdgeVecs>(row, span, j, range, c, bias, ChannelLanes<scalar_t, true>{W, stream});
     }
-    for_each_channel_vector<scalar_t>(c, channels, [&](int64_t first, const auto& lanes) {
+    for_each_channel_vector<scalar_t>(c, channels, stream, [&](int64_t first, const auto& lanes) {
       gather_edge<1>(row, span, j, range, first, bias, lanes);
     });
   }
@@ -357,19 +362,23 @@ void channels_gather(const DepthwiseGather<scalar_t>& conv, void* workspace) {
   const int64_t columns = std::min(column_dim.size, kSegment * column_dim.residues);
   const int64_t row_bytes = columns * C * static_cast<int64_t>(sizeof(scalar_t)) *
                             std::max<int64_t>(1, row_dim.step * column_dim.step);
-  const int64_t strip_rows = std::clamp<int64_t>(kGatherStripBytes / row_bytes, 1, kMaxStripRows);
-  // Vectors of channels whose rows stay in L1 from one row of outputs to the next: many where rows are short,
-  // so that memory is read in longer runs.
-  const int64_t vector_bytes = kLanes<acc_t> * static_cast<int64_t>(sizeof(scalar_t)) * columns *
-                               std::max<int64_t>(1, column_dim.step) * conv.kernel[1];
-  const int64_t group = std::max<int64_t>(1, kGatherGroupBytes / vector_bytes) * kLanes<acc_t>;
+  // An even number, for pairs of rows.
+  const int64_t strip_rows = std::clamp<int64_t>(kGatherStripBytes / row_bytes / 2 * 2, 2, kMaxStripRows);
   const auto neighbours = [](const DepthwiseDim& dim) {
     return dim.residues == 1 && dim.step == 1 && dim.taps[0].count == 3 && dim.taps[0].move == 1;
   };
   const bool nine_neighbours = neighbours(row_dim) && neighbours(column_dim);
   const bool even_odd = is_even_odd(column_dim);
+  const bool dense_in = in_strides[4] == C && in_strides[3] == column_dim.extent * C;
+  const bool dense_out = out_strides[4] == C && out_strides[3] == column_dim.size * C;
+  // The next strip's new rows, and those that the first strip of an image has besides.
+  const int64_t rows_ahead = ceil_div(strip_rows * row_dim.step, row_dim.residues) + conv.kernel[1];
+  const bool stream = streams_lines(conv.out, total_rows * columns * C) &&
+                      std::all_of(out_strides, out_strides + 5,
+                                  [](int64_t stride) { return stride == 1 || stride % kLanes<acc_t> == 0; });
   const int64_t grain = std::max<int64_t>(1, kMinDepthwisePerThread / (columns * C * conv.taps()));
   parallel_for(total_rows, grain, [&](int64_t begin, int64_t end) {
+    FetchAhead inputs, outputs;
     for_each_strip(begin, end, depth_dim.size, segments, row_dim.size, strip_rows, [&](const Strip& strip) {
       ChannelRow<scalar_t> rows[kMaxStripRows];
       const int64_t w_row = conv.kernel[2] * pitch, w_depth = conv.kernel[1] * w_row;
@@ -402,36 +411,57 @@ void channels_gather(const DepthwiseGather<scalar_t>& conv, void* workspace) {
         spans[i] = ColumnSpan(column_dim, column_dim.taps[i], i, strip.segment * kSegment,
                               (strip.segment + 1) * kSegment);
       }
-      for (int64_t first = 0; first < C; first += group) {
-        for (int64_t i = 0; i < strip.rows; ++i) {
-          const bool two = nine_neighbours && i + 1 < strip.rows && rows[i].depths == 1 && rows[i].rows == 3 &&
-                           rows[i + 1].rows == 3;
-          for_each_channel_vector<scalar_t>(
-              first, std::min(C, first + group), [&](int64_t c, const auto& lanes) {
-                const Vec<acc_t> bias = conv.bias == nullptr ? Vec<acc_t>(acc_t(0)) : lanes.load(conv.bias + c);
-                if (two) return gather_inner_two_rows(rows[i], rows[i + 1].out, spans[0], c, bias, lanes);
-                if (even_odd) return gather_inner_even_odd(rows[i], spans, c, bias, lanes);
-                for (int64_t residue = 0; residue < column_dim.residues; ++residue) {
-                  const ColumnSpan& span = spans[residue];
-                  const bool neighbours = span.taps.count == 3 && span.taps.move == 1;
-                  if (neighbours && span.step == 1) {
-                    gather_inner<1>(rows[i], span, c, bias, lanes);
-                  } else if (neighbours && span.step == 2) {
-                    gather_inner<2>(rows[i], span, c, bias, lanes);
-                  } else {
-                    gather_inner<0>(rows[i], span, c, bias, lanes);
-                  }
-                }
-              });
-          i += two;
-        }
+      // One row of the input and the next lie behind each other, and so do images.
+      const DimTaps& last_taps = row_dim.taps[(strip.row + strip.rows - 1) % row_dim.residues];
+      const int64_t last_row = (strip.row + strip.rows - 1) / row_dim.residues * row_dim.step +
+                               last_taps.origin + std::max<int64_t>(0, last_taps.count - 1) * last_taps.move;
+      const scalar_t* const now_end =
+          conv.in + strip.n * in_strides[0] + depth * in_strides[2] +
+          (std::clamp<int64_t>(last_row, 0, row_dim.extent - 1) + 1) * in_strides[3];
+      const int64_t calls = ceil_div(strip.rows, nine_neighbours ? 2 : 1) * ceil_div(C, kLanes<acc_t>);
+      if (dense_in) inputs.plan(rows[0].in, now_end, now_end + rows_ahead * in_strides[3], calls);
+      if (dense_out && !stream) {
+        scalar_t* const out_end = rows[0].out + strip.rows * out_strides[3];
+        outputs.plan(rows[0].out, out_end, out_end + strip_rows * out_strides[3], calls);
+      }
+      for (int64_t i = 0; i < strip.rows; ++i) {
+        // At the upper or the lower border one of two rows sees a row of padding.
+        const bool two = nine_neighbours && i + 1 < strip.rows && rows[i].depths == 1 &&
+                         rows[i].rows + rows[i + 1].rows >= 5;
+        for_each_channel_vector<scalar_t>(0, C, stream, [&](int64_t c, const auto& lanes) {
+          inputs.next();
+          outputs.next();
+          const Vec<acc_t> bias = conv.bias == nullptr ? Vec<acc_t>(acc_t(0)) : lanes.load(conv.bias + c);
+          if (two) {
+            scalar_t* const second = rows[i + 1].out;
+            if (rows[i].rows == 2)
+              return gather_inner_two_rows<1, 4>(rows[i], second, spans[0], c, bias, lanes);
+            if (rows[i + 1].rows == 2)
+              return gather_inner_two_rows<0, 3>(rows[i], second, spans[0], c, bias, lanes);
+            return gather_inner_two_rows<0, 4>(rows[i], second, spans[0], c, bias, lanes);
+          }
+          if (even_odd) return gather_inner_even_odd(rows[i], spans, c, bias, lanes);
+          for (int64_t residue = 0; residue < column_dim.residues; ++residue) {
+            const ColumnSpan& span = spans[residue];
+            const bool neighbours = span.taps.count == 3 && span.taps.move == 1;
+            if (neighbours && span.step == 1) {
+              gather_inner<1>(rows[i], span, c, bias, lanes);
+            } else if (neighbours && span.step == 2) {
+              gather_inner<2>(rows[i], span, c, bias, lanes);
+            } else {
+              gather_inner<0>(rows[i], span, c, bias, lanes);
+            }
+          }
+        });
+        i += two;
       }
       for (int64_t i = 0; i < strip.rows; ++i) {
         for (int64_t residue = 0; residue < column_dim.residues; ++residue) {
-          gather_edges(rows[i], spans[residue], C, conv.bias);
+          gather_edges(rows[i], spans[residue], C, conv.bias, stream);
         }
       }
     });
+    if (stream) end_stream();
   });
 }
 

@@ -23,6 +23,7 @@
 #include <type_traits>
 
 #include "conv_depthwise.h"
+#include "conv_depthwise_rows.h"
 #include "parallel.h"
 #include "vec_convert.h"
 
@@ -316,17 +317,6 @@ inline __attribute__((always_inline)) void add_nine_taps(const acc_t* at, const 
   }
 }
 
-// Asks for the rows of a plane that is small and will be copied soon. Small planes are taken in blocks of a few
-// KB, too short for the hardware to see a stream, and in L3 they would otherwise be waited for. It may point
-// anywhere.
-template <typename scalar_t>
-void prefetch_plane(const scalar_t* plane, int64_t rows, int64_t row_stride) {
-  constexpr int64_t kLine = 64;
-  const char* const bytes = reinterpret_cast<const char*>(plane);
-  const int64_t size = rows * row_stride * static_cast<int64_t>(sizeof(scalar_t));
-  for (int64_t at = 0; at < size; at += kLine) __builtin_prefetch(bytes + at);
-}
-
 // One channel of a strip.
 template <typename scalar_t>
 struct PlaneRow {
@@ -464,6 +454,11 @@ void planes_gather(const DepthwiseGather<scalar_t>& conv) {
   const auto& [depth_dim, row_dim, column_dim] = conv.dim;
   const int64_t* const out_strides = conv.out_strides;
   if (conv.N * conv.C * depth_dim.size * row_dim.size * column_dim.size == 0) return;
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<acc_t, float>) {
+    if (fits_rows(conv.dim)) return rows_gather(conv);
+  }
+#endif
   const bool may_pair = conv.in_strides[3] == column_dim.extent && out_strides[3] == column_dim.size;
   const PlanePlan<acc_t> plan(conv.dim, conv.C, may_pair);
   const int64_t blocks = ceil_div(conv.C, plan.planes);

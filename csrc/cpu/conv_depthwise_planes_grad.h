@@ -234,7 +234,12 @@ void planes_grad_weight(const ConvGradWeightParams& params) {
   const PlanesGradPlan<acc_t> plan(geometry, dim, may_pair);
   const PlanePlan<acc_t>& cut = plan.plane;
   const int64_t C = geometry.C, N = dim[1].size * dim[2].size == 0 ? 0 : geometry.N;
-  const int64_t tiles = N == 0 ? 0 : dim[0].size * cut.segments * cut.strips;
+#if defined(CPU_CAPABILITY_AVX512)
+  const bool in_rows = std::is_same_v<acc_t, float> && fits_rows(dim);
+#else
+  const bool in_rows = false;
+#endif
+  const int64_t tiles = N == 0 || in_rows ? 0 : dim[0].size * cut.segments * cut.strips;
   const bool nine = Tile::three_by_three(dim);
   acc_t* const sums = static_cast<acc_t*>(params.workspace);
   const int64_t* const x_strides = params.x_strides;
@@ -256,6 +261,11 @@ void planes_grad_weight(const ConvGradWeightParams& params) {
       const int64_t n_first = split * plan.split_images, n_last = std::min(N, n_first + plan.split_images);
       const int64_t num_sums = (c_last - c_first) * plan.taps;
       for (int64_t i = 0; i < round_up(num_sums, kLanes<acc_t>); ++i) total[i] = V(0);
+#if defined(CPU_CAPABILITY_AVX512)
+      if constexpr (std::is_same_v<acc_t, float>) {
+        if (in_rows && N > 0) add_row_grads<scalar_t>(params, dim, n_first, n_last, c_first, c_last, total);
+      }
+#endif
       for (int64_t number = 0; number < tiles; ++number) {
         const int64_t depth = number / cut.strips / cut.segments;
         const int64_t row = number % cut.strips * cut.strip_rows;

@@ -333,7 +333,7 @@ class StepBackward {
                      side.grad_weights + top * side.K + j + width - staged, side.K, streamed);
           staged = 0;
         }
-        if (streamed) finish_streaming();
+        if (streamed) end_stream();
       }
     }
   }
@@ -357,7 +357,7 @@ class StepBackward {
   // Whether grad_weights goes past the caches: large, of whole lines, and written once.
   bool streams(const Side& side) const {
     const int64_t pitch = side.K * static_cast<int64_t>(sizeof(scalar_t));
-    return kCanStream && (kInPlace ? N_ <= kPieceSteps : kPairs) && rows_ * pitch >= kStreamedBytes &&
+    return kHasStreamingStores && (kInPlace ? N_ <= kPieceSteps : kPairs) && rows_ * pitch >= kStreamedBytes &&
            pitch % 64 == 0 && reinterpret_cast<uintptr_t>(side.grad_weights) % 64 == 0;
   }
 

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cache_hints.h"
 #include "conv_gemm.h"
 
 namespace fastnn::FASTNN_BACKEND {
@@ -36,7 +37,7 @@ struct Tile {
   int64_t b_pitch;
   acc_t* c;  // element (m, j) at c[m * c_pitch + j]
   int64_t c_pitch;
-  // Whether c, whole aligned lines, goes past the caches (where kCanStream; see finish_streaming).
+  // Whether c, whole aligned lines, goes past the caches (see store_stream).
   bool stream = false;
   bool resume;  // c holds the sums so far; otherwise they start from 0
   // To be fetched meanwhile; each may be null or 0. Rows of a (with a_step = 1) as long as these, in the next
@@ -46,26 +47,6 @@ struct Tile {
   int64_t b_ahead = 0;
   acc_t* next_c = nullptr;
 };
-
-// Stores past the caches: the lines are not read before they are written, and displace nothing.
-#if defined(CPU_CAPABILITY_AVX512)
-inline constexpr bool kCanStream = true;
-inline void stream(const Vec<float>& v, float* dst) { _mm512_stream_ps(dst, v); }
-inline void stream(const Vec<double>& v, double* dst) { _mm512_stream_pd(dst, v); }
-inline void finish_streaming() { _mm_sfence(); }
-#elif defined(CPU_CAPABILITY_AVX2)
-inline constexpr bool kCanStream = true;
-inline void stream(const Vec<float>& v, float* dst) { _mm256_stream_ps(dst, v); }
-inline void stream(const Vec<double>& v, double* dst) { _mm256_stream_pd(dst, v); }
-inline void finish_streaming() { _mm_sfence(); }
-#else
-inline constexpr bool kCanStream = false;
-template <typename Register, typename acc_t>
-void stream(const Register& v, acc_t* dst) {
-  v.store(dst);
-}
-inline void finish_streaming() {}
-#endif
 
 // A step of the reduction by itself: one product of numbers of acc_t.
 template <typename acc_t>
@@ -182,13 +163,15 @@ inline __attribute__((always_inline)) void run_tile(const Tile<acc_t>& t) {
     low += t.a_jump;
     high += t.a_jump;
   }
-  if (kCanStream && t.stream) {
+  if constexpr (kHasStreamingStores) {
+    if (t.stream) {
 #pragma GCC unroll 8
-    for (int m = 0; m < rows; ++m) {
+      for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 6
-      for (int v = 0; v < columns; ++v) stream(sum[m][v], t.c + m * t.c_pitch + v * lanes);
+        for (int v = 0; v < columns; ++v) store_stream(t.c + m * t.c_pitch + v * lanes, sum[m][v]);
+      }
+      return;
     }
-    return;
   }
 #pragma GCC unroll 8
   for (int m = 0; m < rows; ++m) {

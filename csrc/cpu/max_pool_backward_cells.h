@@ -32,7 +32,7 @@ void max_pool_backward_cells(const MaxPoolBackwardParams& p) {
   constexpr int kBefore = kStride == 2 && kPad == 1 ? 0 : kWindows == 1 ? 0 : 1;
   const PoolGeometry& g = p.geometry;
   const int64_t rows = ceil_div(g.in[1], kStride), columns = ceil_div(g.in[2], kStride), C = g.C;
-  const bool stream = can_stream(static_cast<scalar_t*>(p.grad_x), g.N * volume(g.in) * C) && C % W == 0;
+  const bool stream = streams_lines(static_cast<scalar_t*>(p.grad_x), g.N * volume(g.in) * C) && C % W == 0;
 
   parallel_for(g.N * g.in[0] * rows, grain(columns * C * kWindows * kWindows), [&](int64_t begin, int64_t end) {
     // A window that is not there chose no tap; a position that is not there is written nowhere.

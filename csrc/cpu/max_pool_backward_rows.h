@@ -29,7 +29,7 @@ void max_pool_backward_same_size(const MaxPoolBackwardParams& p) {
   const scalar_t* const grad_y = static_cast<const scalar_t*>(p.grad_y);
   const uint8_t* const offsets = static_cast<const uint8_t*>(p.offsets);
   scalar_t* const grad_x = static_cast<scalar_t*>(p.grad_x);
-  const bool stream = can_stream(grad_x, total);
+  const bool stream = streams_lines(grad_x, total);
 
   parallel_for(ceil_div(total, W), grain(W * kKernel * kKernel), [&](int64_t begin, int64_t end) {
     // Calls f(where the window is, the tap) for the windows over position i.
@@ -151,7 +151,7 @@ void max_pool_backward_row_pairs(const MaxPoolBackwardParams& p) {
   const scalar_t* const grad_y = static_cast<const scalar_t*>(p.grad_y);
   const uint8_t* const offsets = static_cast<const uint8_t*>(p.offsets);
   scalar_t* const grad_x = static_cast<scalar_t*>(p.grad_x);
-  const bool stream = can_stream(grad_x, g.N * g.C * volume(g.in)) && g.in[2] % W == 0;
+  const bool stream = streams_lines(grad_x, g.N * g.C * volume(g.in)) && g.in[2] % W == 0;
 
   parallel_for(g.N * g.C * g.in[0] * pairs, grain(g.in[2] * 4), [&](int64_t begin, int64_t end) {
     int64_t plane = begin / pairs, pair = begin % pairs;

@@ -7,13 +7,10 @@
 #include <cstdint>
 #include <limits>
 
+#include "masked_lanes.h"
 #include "max_pool_vectors.h"
 
 namespace fastnn::FASTNN_BACKEND::pool {
-
-inline __mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << std::max<int64_t>(0, count)) - 1);
-}
 
 // Plain arrays of vectors are passed around: as an argument of a template __m128i loses its attributes.
 using ByteVector = __m128i;
@@ -27,16 +24,6 @@ inline __m512 load_or_lowest(const scalar_t* p, __mmask16 lanes) {
   } else {
     return _mm512_mask_mov_ps(lowest, lanes, load_lanes(p, lanes));
   }
-}
-
-// Lane i becomes v[i - 1], lane 0 the last one of `first`.
-inline __m512 shift_in_first(__m512 v, __m512 first) {
-  return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(v), _mm512_castps_si512(first), 15));
-}
-
-// Lane i becomes v[i + 1], lane 15 the first one of `last`.
-inline __m512 shift_in_last(__m512 v, __m512 last) {
-  return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(last), _mm512_castps_si512(v), 1));
 }
 
 // 16 maxima and their places.

@@ -43,25 +43,6 @@ struct Best {
   }
 };
 
-#if defined(CPU_CAPABILITY_AVX512)
-// The lanes of `lanes` from p on, 0 in the others, which are not read.
-template <typename scalar_t>
-inline __m512 load_lanes(const scalar_t* p, __mmask16 lanes) {
-  if constexpr (std::is_same_v<scalar_t, float>) {
-    return _mm512_maskz_loadu_ps(lanes, p);
-  } else {
-    const __m256i packed = _mm256_maskz_loadu_epi16(lanes, p);
-    __m512 v;
-    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
-      at::vec::cvtbf16_fp32(packed, v);
-    } else {
-      at::vec::cvtfp16_fp32(packed, v);
-    }
-    return v;
-  }
-}
-#endif
-
 // Stores the first `count` lanes of places as offsets.
 template <typename acc_t, typename offset_t>
 inline void store_offsets(offset_t* to, const Vec<acc_t>& places, int64_t count) {
