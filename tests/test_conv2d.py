@@ -278,3 +278,57 @@ def test_few_channels_give_the_same_bits(shape, filters, kernel, options, layout
     out, grad_x, _ = run(x[3:4])
     assert torch.equal(out, results[0][0][3:4])
     assert torch.equal(grad_x, results[0][1][3:4])
+
+
+# Products in place, copied, interleaved or transposed (csrc/cpu/conv_product.h, conv_grad_weight.h), and by pairs of
+# bfloat16 where the processor multiplies them (conv_pairs_pack.h): with an odd element at the end of a tap, a block or
+# the whole reduction.
+MANY_CHANNELS = [
+    Conv2dCase(id="many_channels_" + name, shape=shape, filters=filters, kernel=kernel, **options)
+    for name, shape, filters, kernel, options in (
+        ("in_place", (2, 34, 9, 11), 40, (3, 3), {"padding": 1}),
+        ("two_blocks", (1, 64, 15, 14), 72, (3, 3), {"padding": 1}),
+        ("deep", (2, 1090, 3, 5), 17, (1, 1), {}),
+        ("stride_2", (2, 32, 13, 15), 48, (3, 3), {"stride": 2, "padding": 1}),
+        ("stride_2_1x1", (2, 32, 14, 14), 24, (1, 1), {"stride": 2}),
+        ("stride_3", (1, 20, 13, 14), 24, (3, 3), {"stride": 3}),
+        ("dilated", (1, 24, 13, 12), 16, (3, 3), {"dilation": 2, "padding": 2}),
+        ("odd_channels", (2, 33, 7, 7), 35, (3, 3), {"padding": 1}),
+        ("first_layer", (2, 3, 30, 31), 24, (7, 7), {"stride": 2, "padding": 3}),
+        ("wide_filter", (1, 10, 12, 30), 12, (9, 11), {"padding": 5}),
+        ("many_positions", (5, 16, 20, 21), 18, (3, 3), {"bias": False}),
+        ("short_rows", (9, 48, 3, 3), 50, (3, 3), {"padding": 1}),
+        ("samples_innermost", (8, 32, 7, 6), 24, (3, 3), {"padding": 1}),
+        ("samples_innermost_stride_2", (16, 24, 9, 8), 40, (3, 3), {"stride": 2, "padding": 1}),
+        ("long_rows", (2, 16, 6, 40), 40, (3, 3), {"padding": 1}),
+        ("grouped", (2, 40, 9, 9), 60, (3, 3), {"groups": 2, "padding": 1}),
+        ("four_channels_a_group", (2, 32, 9, 9), 32, (3, 3), {"groups": 8, "padding": 1}),
+    )
+]
+
+
+@grid(
+    MANY_CHANNELS,
+    dtypes=[torch.float32, torch.bfloat16],
+    layouts=["contiguous", "channels_last", "transposed", "sliced"],
+)
+def test_many_channels(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+    check_repeatable(case, dtype, layout, backend.device, [], threads=backend.name == "cpu")
+
+
+@grid(
+    [c for c in MANY_CHANNELS if c.shape[0] > 1],
+    dtypes=[torch.float32, torch.bfloat16],
+    layouts=["contiguous", "channels_last"],
+)
+def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
+    inputs = make_inputs(case, dtype, layout, backend.device)
+    (out,) = case.apply(fastnn.functional, inputs)
+    cotangent = lay_out(torch.randn(out.shape, generator=generator_for("cotangent", case.id)).to(out), layout)
+    (grad,) = torch.autograd.grad(out, inputs["input"], cotangent)
+    alone = {**inputs, "input": lay_out(inputs["input"].detach()[1:2].clone(), layout).requires_grad_()}
+    (out_alone,) = case.apply(fastnn.functional, alone)
+    (grad_alone,) = torch.autograd.grad(out_alone, alone["input"], lay_out(cotangent[1:2].clone(), layout))
+    assert torch.equal(out_alone, out[1:2])
+    assert torch.equal(grad_alone, grad[1:2])

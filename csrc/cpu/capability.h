@@ -8,8 +8,9 @@
 namespace fastnn::cpu {
 
 // Entry points for the best instruction set that this processor has, or for the one that the environment
-// variable FASTNN_CPU_CAPABILITY names (baseline, avx2, avx512). Chosen once, at the first call. Throws
-// std::runtime_error when the variable names one that is unknown, not compiled in, or not supported here.
+// variable FASTNN_CPU_CAPABILITY names (baseline, avx2, avx512, avx512_bf16). Chosen once, at the first call.
+// Throws std::runtime_error when the variable names one that is unknown, not compiled in, or not supported
+// here.
 const Backend& backend();
 
 // Name of the instruction set chosen.

@@ -102,6 +102,7 @@ template <typename acc_t>
 struct RowTable {
   const acc_t* const* address;
   int64_t segment_stride, step;
+  int64_t column_shift = 0;  // from where segments say that columns are
 };
 
 #if defined(CPU_CAPABILITY_AVX512)
@@ -140,7 +141,7 @@ void multiply_segments(const Segment<acc_t>* segments, int64_t num_segments, Row
 #pragma GCC unroll 8
     for (int m = 0; m < rows; ++m) a[m] = table.address[m] + s->row_offset;
     table.address += table.segment_stride;
-    const acc_t* b = s->columns;
+    const acc_t* b = s->columns + table.column_shift;
     const int64_t pitch = s->column_pitch;
     uint32_t mask[vecs];
 #pragma GCC unroll 4

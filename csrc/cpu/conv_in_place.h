@@ -48,8 +48,12 @@ void address_rows(const PatchMatrix<acc_t>& matrix, const PositionRuns& position
       int64_t first = 0, last = 0;
       if (inside(run.depth + tap.depth, matrix.extent[0]) &&
           inside(run.height + tap.height, matrix.extent[1])) {
-        first = std::clamp<int64_t>(range.first - run.width, 0, run.count);
-        last = std::clamp<int64_t>(range.last - run.width, first, run.count);
+        if (matrix.samples_innermost) {
+          last = run.width >= range.first && run.width < range.last ? run.count : 0;
+        } else {
+          first = std::clamp<int64_t>(range.first - run.width, 0, run.count);
+          last = std::clamp<int64_t>(range.last - run.width, first, run.count);
+        }
       }
       const acc_t** const address = table + run.begin;
       const acc_t* const src = matrix.data + run.offset + tap.offset;
@@ -141,20 +145,6 @@ int64_t segment_columns(const PatchMatrix<acc_t>& matrix, const PositionRuns& po
   for (int64_t t = 0; t < taps.count; ++t) depth += taps.run[t].channels;
   segments[0] = packed_segment<acc_t>(0, depth, panel, width);
   return 1;
-}
-
-// The runs of positions at which `tap` is inside, of rows that step through positions in place and columns in a
-// packed panel.
-template <typename acc_t>
-int64_t segment_positions(const PatchMatrix<acc_t>& matrix, const PositionRuns& positions, const TapRun& tap,
-                          const acc_t* panel, int64_t width, Segment<acc_t>* segments) {
-  const RowCopies copies(matrix, positions, tap);
-  for (int64_t i = 0; i < copies.count; ++i) {
-    const RowCopy& copy = copies.copy[i];
-    segments[i] = packed_segment(copy.begin, copy.count, panel, width);
-    segments[i].row_offset = copy.offset;
-  }
-  return copies.count;
 }
 
 }  // namespace fastnn::FASTNN_BACKEND

@@ -32,6 +32,12 @@ struct Axis {
 
   int64_t length() const { return size[0] * size[1] * size[2] * size[3]; }
 
+  // Makes the first dimension the innermost.
+  void rotate() {
+    std::rotate(size, size + 1, size + 4);
+    std::rotate(stride, stride + 1, stride + 4);
+  }
+
   // Joins dimensions that are one run in memory, so that runs are as long as they can be.
   void merge() {
     int last = 3;
@@ -98,6 +104,10 @@ struct PatchMatrix {
   int64_t tap_step[kSpatialDims];
   int64_t origin[kSpatialDims];
   int64_t extent[kSpatialDims];
+  // Positions are counted with n innermost instead: three spatial dimensions, then n.
+  bool samples_innermost = false;
+
+  bool has_outside() const { return step[0] + step[1] + step[2] > 0; }
 
   // When no element is outside, coordinates need no watching and dimensions can be joined: a 1x1 filter sees
   // a plain matrix, and weights stored channels-last are rows without a gap.
@@ -222,7 +232,7 @@ struct PositionRun {
   int64_t begin, count;   // within the panel
   int64_t offset;         // of the first one, at tap 0 and channel 0
   int64_t depth, height;  // coordinates at tap 0
-  int64_t width;          // index on the positions axis, not yet a coordinate
+  int64_t width;          // index on the positions axis, not yet a coordinate; of all where n is innermost
 };
 
 // A panel spans at most this many positions, or columns of the patch matrix.
@@ -237,14 +247,15 @@ struct PositionRuns {
   PositionRuns(const PatchMatrix<scalar_t>& matrix, int64_t first, int64_t last) {
     if (first >= last) return;  // an empty axis has no cursor
     AxisCursor cursor(matrix.positions, first);
+    const int64_t* const spatial = cursor.index + (matrix.samples_innermost ? 0 : 1);
     for (int64_t p = first; p < last;) {
       const int64_t length = cursor.run(last - p);
       run[count++] = {p - first,
                       length,
                       matrix.origin_offset + cursor.offset(),
-                      cursor.index[1] * matrix.step[0] + matrix.origin[0],
-                      cursor.index[2] * matrix.step[1] + matrix.origin[1],
-                      cursor.index[3]};
+                      spatial[0] * matrix.step[0] + matrix.origin[0],
+                      spatial[1] * matrix.step[1] + matrix.origin[1],
+                      spatial[2]};
       cursor.advance(length);
       p += length;
     }
@@ -338,7 +349,7 @@ struct RowCopies {
   }
 };
 
-// RowCopies of contiguous positions, cut at vector boundaries: what MaskedVector merges.
+// RowCopies of positions `stride` apart, cut at vector boundaries: what MaskedVector merges.
 template <int64_t span>
 struct RowPieces {
   struct Piece {
@@ -350,7 +361,7 @@ struct RowPieces {
   int64_t end[span / 2];  // past the pieces of each vector
 
   RowPieces() = default;
-  RowPieces(const RowCopies& copies, int64_t lanes, int64_t vecs) {
+  RowPieces(const RowCopies& copies, int64_t lanes, int64_t vecs, int64_t stride = 1) {
     int64_t count = 0, next = 0;
     for (int64_t v = 0; v < vecs; ++v) {
       const int64_t vector_begin = v * lanes, vector_end = vector_begin + lanes;
@@ -358,8 +369,8 @@ struct RowPieces {
         const RowCopy& copy = copies.copy[next];
         const int64_t first = std::max(copy.begin, vector_begin),
                       last = std::min(copy.begin + copy.count, vector_end);
-        piece[count++] = {copy.offset + vector_begin - copy.begin, ((uint32_t{1} << (last - first)) - 1)
-                                                                       << (first - vector_begin)};
+        piece[count++] = {copy.offset + (vector_begin - copy.begin) * stride,
+                          ((uint32_t{1} << (last - first)) - 1) << (first - vector_begin)};
         if (copy.begin + copy.count > vector_end) break;
       }
       end[v] = count;

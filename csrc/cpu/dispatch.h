@@ -15,7 +15,12 @@ namespace fastnn::FASTNN_BACKEND {
 // Calls f(TypeTag<scalar_t>{}) for the element type that dtype names; f returns a Status.
 template <typename F>
 Status dispatch_dtype(DType dtype, F&& f) {
+#if defined(FASTNN_ONLY_BFLOAT16)
+  if (dtype == DType::kBFloat16) return f(TypeTag<c10::BFloat16>{});
+  return Status::error("compiled for bfloat16 alone");
+#else
   return dispatch_dtype_as<c10::BFloat16, c10::Half>(dtype, std::forward<F>(f));
+#endif
 }
 
 // Calls f(TypeTag<offset_t>{}) for the type in which pooling keeps window offsets; f returns a Status.

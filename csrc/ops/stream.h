@@ -11,9 +11,9 @@ using Stream = CUstream_st*;
 }  // namespace fastnn
 
 // Declares an op's entry point in the backend being compiled: the build defines FASTNN_BACKEND as `cuda`, or
-// as `cpu_baseline`, `cpu_avx2` or `cpu_avx512` (the CPU kernels are compiled once for each). Entry points
-// allocate nothing, never synchronise and never read a value back from the device; memory that they need is
-// in the parameters. The bindings see no entry points, only tables of them (backend.h).
+// as `cpu_baseline`, `cpu_avx2`, `cpu_avx512` or `cpu_avx512_bf16` (the CPU kernels are compiled once for
+// each). Entry points allocate nothing, never synchronise and never read a value back from the device; memory
+// that they need is in the parameters. The bindings see no entry points, only tables of them (backend.h).
 //
 // The workspace query returns bytes, 0 when none is needed. Its parameters' pointers need not be valid, but
 // null optional ones mean "not wanted" there too.

@@ -350,6 +350,7 @@ CONV2D = (
     _conv("single_row", (1, 5, 1, 9), 7, (1, 3), small=True),
     _conv("unbatched", (3, 6, 5), 4, (3, 2), padding=1, small=True),
     _conv("batch_0", (0, 3, 5, 5), 4, (3, 3), padding=1, small=True),
+    _conv("batch_0_many_channels", (0, 32, 5, 5), 40, (3, 3), padding=1, small=True),
     _conv("batch_1", (1, 2, 5, 5), 3, (2, 2), small=True),
     # Wider than 64 and than 128 in each dimension of the three matrix products, and dividing neither.
     _conv("wide_everywhere", (2, 15, 12, 13), 131, (3, 3), padding=1, crosses_tile=True),
