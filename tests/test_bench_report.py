@@ -420,6 +420,14 @@ def test_of_different_machines_ratios_alone_are_compared(pair):
     assert compare.compare(before, after).incomparable == 1
 
 
+def test_instructions_for_one_dtype_make_no_other_machine():
+    records = [make_record() for _ in range(3)]
+    for made, capability in zip(records, ("avx512", "avx512_bf16", "avx2"), strict=True):
+        made["machine"]["cpu_capability"] = capability
+    keys = [summary.machine_key(made) for made in records]
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_rows_without_torch_are_judged_by_their_times(pair):
     for both in pair:
         both["rows"] = [make_row(LAYERS[0], "contiguous", "float32", "forward", 1.0)]

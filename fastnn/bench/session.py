@@ -17,6 +17,7 @@ import torch
 
 import fastnn
 from fastnn.bench import record as records
+from fastnn.bench import summary
 from fastnn.bench.limits import DTYPES, measure_limit
 from fastnn.bench.measure import Settings, measure
 from fastnn.bench.suites import Row
@@ -84,7 +85,7 @@ def recorded_file(device: torch.device) -> Path | None:
     machine = describe_machine(device)
     words = machine["device_name"]
     if device.type == "cpu":
-        words += f" {machine['cpu_capability']} {machine['threads']} threads"
+        words += f" {summary.vectors(machine)} {machine['threads']} threads"
     slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
     name = f"{datetime.date.today().isoformat()}-{commit() or 'unknown'}.json"
     return folder / "benchmarks" / "results" / slug / name

@@ -62,12 +62,17 @@ def _group(key: tuple[str, ...], rows: Sequence[dict[str, Any]]) -> Group:
     )
 
 
+def vectors(machine: dict[str, Any]) -> str:
+    """The vectors that a CPU computes with: the capability without what is of use to one dtype alone, as ``_bf16``."""
+    return str(machine.get("cpu_capability") or "").partition("_")[0]
+
+
 def machine_key(record: dict[str, Any]) -> tuple[Any, ...]:
     """What must agree for two records' times to be comparable: the device, and on a CPU what it computes with."""
     machine = record["machine"]
     if machine["device"].startswith("cuda"):
         return "cuda", machine["device_name"]
-    return machine["device"], machine["device_name"], machine["threads"], machine.get("cpu_capability")
+    return machine["device"], machine["device_name"], machine["threads"], vectors(machine)
 
 
 def machine_name(record: dict[str, Any]) -> str:
@@ -76,7 +81,7 @@ def machine_name(record: dict[str, Any]) -> str:
     if machine["device"].startswith("cuda"):
         return machine["device_name"]
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    return ", ".join(str(word) for word in (machine["device_name"], threads, machine.get("cpu_capability")) if word)
+    return ", ".join(str(word) for word in (machine["device_name"], threads, vectors(machine)) if word)
 
 
 def run_name(record: dict[str, Any]) -> str:
