@@ -301,6 +301,7 @@ MANY_CHANNELS = [
         ("samples_innermost", (8, 32, 7, 6), 24, (3, 3), {"padding": 1}),
         ("samples_innermost_stride_2", (16, 24, 9, 8), 40, (3, 3), {"stride": 2, "padding": 1}),
         ("long_rows", (2, 16, 6, 40), 40, (3, 3), {"padding": 1}),
+        ("samples_of_a_place_in_two_blocks", (7, 32, 13, 13), 24, (3, 3), {}),
         ("grouped", (2, 40, 9, 9), 60, (3, 3), {"groups": 2, "padding": 1}),
         ("four_channels_a_group", (2, 32, 9, 9), 32, (3, 3), {"groups": 8, "padding": 1}),
     )
