@@ -428,6 +428,14 @@ def test_instructions_for_one_dtype_make_no_other_machine():
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_of_two_records_of_a_day_the_later_one_is_the_newest():
+    dates = ("2026-11-20T09:00:00+00:00", "2026-11-20", "2026-11-20T10:30:00+00:00")
+    made = [(Path(), make_record(date=date)) for date in dates]
+    (runs,) = summary.by_machine(made)
+    assert [record["date"] for _, record in runs] == [dates[2], dates[0], dates[1]]
+    assert summary.run_name(runs[0][1]).startswith("2026-11-20, ")
+
+
 def test_rows_without_torch_are_judged_by_their_times(pair):
     for both in pair:
         both["rows"] = [make_row(LAYERS[0], "contiguous", "float32", "forward", 1.0)]

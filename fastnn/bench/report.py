@@ -177,7 +177,7 @@ def _machine_section(index: int, name: str, runs: list[tuple[Path, dict[str, Any
         loaded = [older for _, older in reversed(runs)]
         series = _series(loaded)
         parts.append("<h3>Over the runs</h3>")
-        drawing = figures.trend([older["commit"] or older["date"] for older in loaded], series)
+        drawing = figures.trend([older["commit"] or summary.day(older) for older in loaded], series)
         if drawing is not None:
             parts.append(figure(drawing, "Geometric mean of the ratio to torch; the runs may have had other rows."))
         parts.append(_side_by_side([*map(summary.run_name, loaded)], series))

@@ -133,7 +133,7 @@ def run(
     record: dict[str, Any] = {
         "schema": records.SCHEMA,
         "machine": {**describe_machine(settings.device), "load_before": _load(), "load_after": None},
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "arguments": list(arguments),
         "seconds": 0.0,

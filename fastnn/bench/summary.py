@@ -84,9 +84,14 @@ def machine_name(record: dict[str, Any]) -> str:
     return ", ".join(str(word) for word in (machine["device_name"], threads, vectors(machine)) if word)
 
 
+def day(record: dict[str, Any]) -> str:
+    """When a record was made, without the time of day, which older ones lack."""
+    return str(record["date"])[:10]
+
+
 def run_name(record: dict[str, Any]) -> str:
     """Date and commit of a record."""
-    return f"{record['date']}, {record['commit'] or 'no commit'}"
+    return f"{day(record)}, {record['commit'] or 'no commit'}"
 
 
 def by_machine(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[list[tuple[Any, dict[str, Any]]]]:
@@ -94,5 +99,5 @@ def by_machine(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[list[tuple[A
     found: dict[tuple[Any, ...], list[tuple[Any, dict[str, Any]]]] = {}
     for item in items:
         found.setdefault(machine_key(item[1]), []).append(item)
-    # Dates are ISO 8601, which sorts as text; of one day's records the later argument counts as newer.
+    # Dates are ISO 8601, with the time in UTC, which sort as text; of equal ones the later argument counts as newer.
     return [sorted(runs, key=lambda item: item[1]["date"])[::-1] for runs in found.values()]

@@ -152,7 +152,7 @@ def _run_line(record: dict[str, Any]) -> str:
     """Versions, date, commit and limits of a record."""
     limits = record["limits"]
     copies = [limit["copy_bytes_per_second"] for limit in limits.values()]
-    words = [f"torch {record['machine']['versions'].get('torch', 'unknown')}", f"measured {record['date']}"]
+    words = [f"torch {record['machine']['versions'].get('torch', 'unknown')}", f"measured {summary.day(record)}"]
     words.append(f"commit {record['commit']}" if record["commit"] else "of no commit")
     if copies:
         words.append(f"copy {units.with_unit(statistics.median(copies), 'B/s')}")
