@@ -47,10 +47,10 @@ Product<scalar_t, scalar_t> oriented(const PatchMatrix<scalar_t>& filters, int64
     p.rows.samples_innermost = patches.has_outside() && patches.positions.size[0] % kMaxRows == 0 &&
                                patches.depth.size[3] >= kMinAddressedRun &&
                                std::is_same_v<scalar_t, acc_type<scalar_t>>;
-    if (p.rows.samples_innermost) p.rows.positions.rotate();
+    if (p.rows.samples_innermost && p.rows.positions.put_samples_innermost(kMaxRows)) p.rows.step[0] = 0;
     p.rows_group_stride = patches_group_stride;
     p.out_rows = out_positions;
-    if (p.rows.samples_innermost) p.out_rows.rotate();
+    if (p.rows.samples_innermost) p.out_rows.put_samples_innermost(kMaxRows);
     p.out_rows.merge();
     p.columns = filters;
     p.columns_group_stride = filters_group_stride;

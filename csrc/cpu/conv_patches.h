@@ -38,6 +38,17 @@ struct Axis {
     std::rotate(stride, stride + 1, stride + 4);
   }
 
+  // [N, D, H, W] becomes [N / count, H, W, count] where there is no depth, so that neighbouring places are not
+  // N rows apart, and returns true; or else [D, H, W, N]. count divides N.
+  bool put_samples_innermost(int64_t count) {
+    if (size[1] > 1) {
+      rotate();
+      return false;
+    }
+    *this = {{size[0] / count, size[2], size[3], count}, {count * stride[0], stride[2], stride[3], stride[0]}};
+    return true;
+  }
+
   // Joins dimensions that are one run in memory, so that runs are as long as they can be.
   void merge() {
     int last = 3;
@@ -104,7 +115,8 @@ struct PatchMatrix {
   int64_t tap_step[kSpatialDims];
   int64_t origin[kSpatialDims];
   int64_t extent[kSpatialDims];
-  // Positions are counted with n innermost instead: three spatial dimensions, then n.
+  // Positions are counted with n innermost instead: three spatial dimensions, then n. Without depth, whose step
+  // is 0 then, the first of them may count n too.
   bool samples_innermost = false;
 
   bool has_outside() const { return step[0] + step[1] + step[2] > 0; }
