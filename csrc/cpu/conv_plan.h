@@ -14,6 +14,7 @@
 #include "conv_gemm.h"
 #include "conv_in_place.h"
 #include "conv_patches.h"
+#include "parallel.h"
 
 namespace fastnn::FASTNN_BACKEND {
 
@@ -260,5 +261,36 @@ struct ProductPlan {
     column_tile = std::min(column_tile, column_panels);
   }
 };
+
+template <typename scalar_t>
+PatchMatrix<scalar_t> of_group(PatchMatrix<scalar_t> matrix, int64_t group_stride, int64_t group) {
+  matrix.data += group * group_stride;
+  return matrix;
+}
+
+// Calls pack(filters, first, last, width, panel) for each panel of the operand that is packed beforehand:
+// filters [first, last) of one group, in steps of `width`, of which `panel` is the first block's place in
+// `prepacked`. A task packs a panel for the whole reduction: filters may have taps innermost, and then each
+// line of them is needed by every block.
+template <typename acc_t, typename scalar_t, typename out_t, typename element_t, typename F>
+void for_each_filter_panel(const ProductPlan<acc_t>& plan, const Product<scalar_t, out_t>& product,
+                           element_t* prepacked, const F& pack) {
+  const bool rows = product.prepacked == Prepacked::kRows;
+  const int64_t panels = rows ? plan.row_panels : plan.column_panels;
+  const int64_t panel_size = rows ? plan.row_panel_size : plan.column_panel_size;
+  const int64_t span = rows ? plan.panel_height : plan.panel_width;
+  const int64_t extent = rows ? plan.rows : plan.columns;
+  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread / (span * std::max<int64_t>(1, plan.reduction)));
+  parallel_for(product.groups * panels, grain, [&](int64_t first_item, int64_t last_item) {
+    for (int64_t item = first_item; item < last_item; ++item) {
+      const int64_t panel = item % panels, group = item / panels;
+      const int64_t first = panel * span, last = std::min(extent, first + span);
+      pack(rows ? of_group(product.rows, product.rows_group_stride, group)
+                : of_group(product.columns, product.columns_group_stride, group),
+           first, last, rows ? span : round_up(last - first, kLanes<acc_t>),
+           prepacked + group * plan.prepacked_group_size + panel * panel_size);
+    }
+  });
+}
 
 }  // namespace fastnn::FASTNN_BACKEND

@@ -87,34 +87,12 @@ class ProductRunner {
     bool accumulate;  // to sums that are there
   };
 
-  // Operand of one group.
-  static PatchMatrix<scalar_t> of_group(PatchMatrix<scalar_t> matrix, int64_t group_stride, int64_t group) {
-    matrix.data += group * group_stride;
-    return matrix;
-  }
-
   void pack_beforehand() {
-    const bool rows = product_.prepacked == Prepacked::kRows;
-    const int64_t panels = rows ? plan_.row_panels : plan_.column_panels;
-    const int64_t panel_size = rows ? plan_.row_panel_size : plan_.column_panel_size;
-    const int64_t span = rows ? plan_.panel_height : plan_.panel_width;
-    const int64_t extent = rows ? plan_.rows : plan_.columns;
-    // A task packs a panel for the whole reduction: filters may have taps innermost, and then each line of them
-    // is needed by every block.
-    const int64_t items = product_.groups * panels;
-    const int64_t grain =
-        std::max<int64_t>(1, kMinPackPerThread / (span * std::max<int64_t>(1, plan_.reduction)));
-    parallel_for(items, grain, [&](int64_t first_item, int64_t last_item) {
-      for (int64_t item = first_item; item < last_item; ++item) {
-        const int64_t panel = item % panels, group = item / panels;
-        const int64_t first = panel * span, last = std::min(extent, first + span);
-        acc_t* const dst = prepacked_ + group * plan_.prepacked_group_size + panel * panel_size;
-        pack_filter_panel(of_group(rows ? product_.rows : product_.columns,
-                                   rows ? product_.rows_group_stride : product_.columns_group_stride, group),
-                          first, last, rows ? span : round_up(last - first, kLanes<acc_t>), plan_.depth_block,
-                          dst, plan_.prepacked_block_size);
-      }
-    });
+    for_each_filter_panel(
+        plan_, product_, prepacked_,
+        [&](const PatchMatrix<scalar_t>& filters, int64_t first, int64_t last, int64_t width, acc_t* panel) {
+          pack_filter_panel(filters, first, last, width, plan_.depth_block, panel, plan_.prepacked_block_size);
+        });
   }
 
   void compute_part(int64_t task, acc_t* buffer) {

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "dispatch.h"
+#include "masked_lanes.h"
 
 namespace fastnn::FASTNN_BACKEND {
 
@@ -46,15 +47,7 @@ inline Vec<acc_type<scalar_t>> load_acc(const scalar_t* p, int64_t count) {
     return Vec<acc_t>::loadu(p, count);
   } else {
 #if defined(CPU_CAPABILITY_AVX512)
-    const __mmask16 lanes = static_cast<__mmask16>((1u << count) - 1);
-    const __m256i packed = _mm256_maskz_loadu_epi16(lanes, p);
-    __m512 v;
-    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
-      at::vec::cvtbf16_fp32(packed, v);
-    } else {
-      at::vec::cvtfp16_fp32(packed, v);
-    }
-    return v;
+    return load_lanes(p, first_lanes(count));
 #else
     alignas(64) scalar_t buffer[kLanes<acc_t>];
     std::memset(static_cast<void*>(buffer), 0, sizeof(buffer));
