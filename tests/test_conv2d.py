@@ -297,6 +297,7 @@ MANY_CHANNELS = [
         ("first_layer", (2, 3, 30, 31), 24, (7, 7), {"stride": 2, "padding": 3}),
         ("wide_filter", (1, 10, 12, 30), 12, (9, 11), {"padding": 5}),
         ("many_positions", (5, 16, 20, 21), 18, (3, 3), {"bias": False}),
+        ("one_place", (2, 20, 5, 5), 40, (5, 5), {}),
         ("short_rows", (9, 48, 3, 3), 50, (3, 3), {"padding": 1}),
         ("samples_innermost", (8, 32, 7, 6), 24, (3, 3), {"padding": 1}),
         ("samples_innermost_stride_2", (16, 24, 9, 8), 40, (3, 3), {"stride": 2, "padding": 1}),

@@ -159,6 +159,7 @@ __attribute__((always_inline)) inline void for_each_part(int64_t at, int64_t end
 }
 
 // Workspace: float64 partial sums [chunks, sums, C], then the coefficients of the last pass [coefficients, C].
+// The partial sums may be elsewhere.
 template <typename acc_t>
 struct Workspace {
   const Plan& plan;
@@ -166,11 +167,13 @@ struct Workspace {
   double* partials;
   acc_t* coefficients;
 
-  Workspace(void* memory, const Plan& plan, int64_t sums)
+  Workspace(void* memory, const Plan& plan, int64_t sums, void* elsewhere = nullptr)
       : plan(plan),
         sums(sums),
-        partials(static_cast<double*>(memory)),
-        coefficients(reinterpret_cast<acc_t*>(partials + plan.chunks * sums * plan.C)) {}
+        partials(static_cast<double*>(elsewhere != nullptr ? elsewhere : memory)),
+        coefficients(static_cast<acc_t*>(memory)) {
+    if (elsewhere == nullptr) coefficients = reinterpret_cast<acc_t*>(partials + plan.chunks * sums * plan.C);
+  }
 
   // Sum k of chunk i, by channel.
   double* partial(int64_t i, int64_t k) const { return partials + (i * sums + k) * plan.C; }

@@ -105,7 +105,7 @@ bool channels_are_packed(const ConvGradWeightParams& params) {
   const ConvGeometry& g = params.geometry;
   const int64_t channels = g.C / g.groups, filters = g.K / g.groups;
   if (kByPairs<scalar_t>) return false;
-  if (2 * round_up(channels, kLanes<acc_t>) > 3 * channels) return false;  // most lanes would be empty
+  if (8 * round_up(channels, kLanes<acc_t>) > 9 * channels) return false;  // too many lanes would be empty
   if (params.x_strides[1] == 1) return true;
   return std::is_same_v<scalar_t, acc_t> && 4 * filters >= g.N * volume(g.out);
 }

@@ -38,27 +38,34 @@ struct Activation {
   }
 };
 
+// Whether its channels are innermost as it is, as in planes of one value.
+inline bool channels_innermost(const Activation& in) { return in.strides[1] == 1; }
+
 // Places of y up to which a copy pays: with one tap there is less to gain from it.
 inline constexpr int64_t kSmallPlane = 256, kSmallPlaneOfOneTap = 64;
 
-// Whether a convolution reads a copy of `in`, of which it makes `out`: the two activations, in either order.
+// Whether a convolution into small planes reads `in` with its channels innermost, of which it makes `out`: the
+// two activations, in either order. It reads a copy of what is planes of more than one value.
 template <typename scalar_t>
 bool reads_channels_innermost(const ConvGeometry& g, const Activation& in, const Activation& out) {
   if (!std::is_same_v<scalar_t, acc_type<scalar_t>>) return false;
-  if (!in.has_planes() || in.strides[1] == 1 || !out.has_planes()) return false;
+  if ((!in.has_planes() && !channels_innermost(in)) || out.strides[1] == 1 || !out.has_planes()) return false;
   if (in.C / g.groups < kMinAddressedRun || out.C / g.groups < kLanes<acc_type<scalar_t>>) return false;
   return volume(g.out) <= (volume(g.kernel) > 1 ? kSmallPlane : kSmallPlaneOfOneTap);
 }
 
+// Bytes of the copy.
 template <typename scalar_t>
 int64_t channels_innermost_bytes(const Activation& in) {
+  if (channels_innermost(in)) return 0;
   return round_up(in.N * in.C * in.plane() * static_cast<int64_t>(sizeof(scalar_t)), 64);
 }
 
-// Copies `in`, at `image`.
+// Copies `in`, at `image`, where it has to be.
 template <typename scalar_t>
 void copy_channels_innermost(const Activation& in, const void* image, void* copy) {
   if constexpr (!std::is_same_v<scalar_t, acc_type<scalar_t>>) return;
+  if (channels_innermost(in)) return;
   const auto* const src = static_cast<const scalar_t*>(image);
   auto* const dst = static_cast<acc_type<scalar_t>*>(copy);
   constexpr int64_t kBlock = 64;
@@ -73,8 +80,10 @@ void copy_channels_innermost(const Activation& in, const void* image, void* copy
   });
 }
 
-// Sets the strides of the copy.
-inline void set_channels_innermost(const Activation& in, ConvStrides& strides) {
+// Turns an image and its strides to the copy.
+inline void use_channels_innermost(const Activation& in, void* copy, const void*& image, ConvStrides& strides) {
+  if (channels_innermost(in)) return;
+  image = copy;
   const int64_t (&size)[kSpatialDims] = in.size;
   strides[4] = in.C;
   strides[3] = size[2] * strides[4];

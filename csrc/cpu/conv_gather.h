@@ -103,8 +103,7 @@ Product<scalar_t, scalar_t> forward_product(const ConvForwardParams& params, boo
 template <typename scalar_t>
 Product<scalar_t, scalar_t> forward_product_of_copy(ConvForwardParams params) {
   const ConvGeometry& g = params.geometry;
-  set_channels_innermost({g.N, g.C, g.in, params.x_strides}, params.x_strides);
-  params.x = params.workspace;
+  use_channels_innermost({g.N, g.C, g.in, params.x_strides}, params.workspace, params.x, params.x_strides);
   return forward_product<scalar_t>(params, true);
 }
 
@@ -249,8 +248,8 @@ bool grad_input_reads_channels_innermost(const ConvGradInputParams& params) {
 template <typename scalar_t>
 ConvGradInputParams grad_input_of_copy(ConvGradInputParams params) {
   const ConvGeometry& g = params.geometry;
-  set_channels_innermost({g.N, g.K, g.out, params.grad_y_strides}, params.grad_y_strides);
-  params.grad_y = params.workspace;
+  use_channels_innermost({g.N, g.K, g.out, params.grad_y_strides}, params.workspace, params.grad_y,
+                         params.grad_y_strides);
   return params;
 }
 

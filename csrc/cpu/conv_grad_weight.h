@@ -28,8 +28,8 @@
 
 namespace fastnn::FASTNN_BACKEND {
 
-// Filters whose rows a task packs at once: a block of them (512 KB) stays in L2.
-inline constexpr int64_t kGradWeightRowTile = 512;
+// Filters whose rows a task packs at once: a block of them (256 KB) stays in L2, and is most of the workspace.
+inline constexpr int64_t kGradWeightRowTile = 256;
 
 // Parts in which the reduction is cut: long ones, so that the partial sums are a small share of the traffic;
 // few, since beyond that the tiles of the result occupy the threads; and within 1 MB of partial sums (float32)
