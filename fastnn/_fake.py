@@ -2,11 +2,12 @@
 
 They serve meta tensors, ``FakeTensor``, ``torch.compile`` and ``torch.export``. Sizes may be symbolic, so they
 are computed by arithmetic that works on symbols and checked with ``torch._check``. Ops that torch decomposes by
-itself (``conv2d``, ``max_pool2d``, ``batch_norm``, ``lstm_cell``) need none.
+itself (``conv2d``, ``max_pool2d``, ``batch_norm``, ``batch_norm_act``, ``lstm_cell``) need none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -188,6 +189,7 @@ def _batch_norm_forward(
     training: bool,
     momentum: float | None,
     eps: float,
+    skip_nonfinite_stats: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = (input.shape[1],)
     statistics = _accumulation_type(input.dtype)
@@ -215,6 +217,67 @@ def _batch_norm_backward(
         _wanted(output_mask[1], channels, input, parameter),
         _wanted(output_mask[2], channels, input, parameter),
     )
+
+
+@register_fake("fastnn::batch_norm_act_forward")
+def _batch_norm_act_forward(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    activation: str,
+    alpha: float,
+    save_mask: bool,
+    skip_nonfinite_stats: bool = False,
+) -> tuple[Tensor, ...]:
+    channels_last, channels = _is_channels_last(input), input.shape[1]
+    by_channel = [_empty((channels,), input, dtype=_accumulation_type(input.dtype)) for _ in range(4)]
+    # batch_norm_mask_bytes() of csrc/ops/batch_norm.h.
+    spatial = math.prod(input.shape[2:])
+    rows = channels_last or input.dim() == 2
+    run, runs = (channels, input.shape[0] * spatial) if rows else (spatial, input.shape[0] * channels)
+    masked = save_mask and residual is not None and activation in ("relu", "leaky_relu") and alpha != 1
+    mask_bytes = (runs * ((run + 7) // 8) + 31) // 32 * 32
+    mask = _empty((mask_bytes if masked else 0,), input, dtype=torch.uint8)
+    return (_empty(input.shape, input, channels_last), *by_channel, mask)
+
+
+@register_fake("fastnn::batch_norm_act_backward")
+def _batch_norm_act_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mask: Tensor,
+    output: Tensor | None,
+    training: bool,
+    activation: str,
+    alpha: float,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    like_input = [_empty(input.shape if m else (0,), input, _is_channels_last(input)) for m in output_mask[::3]]
+    parameter = input.dtype if weight is None else weight.dtype
+    parameters = (_wanted(m, (input.shape[1],), input, parameter) for m in output_mask[1:3])
+    return (like_input[0], *parameters, like_input[1])
+
+
+@register_fake("fastnn::batch_norm_act_gradient")
+def _batch_norm_act_gradient(grad_output: Tensor, input: Tensor, *saved: object) -> Tensor:
+    return _empty(input.shape, input, _is_channels_last(input))
+
+
+@register_fake("fastnn::batch_norm_act_apply")
+def _batch_norm_act_apply(input: Tensor, *others: object) -> Tensor:
+    return _empty(input.shape, input, _is_channels_last(input))
 
 
 @register_fake("fastnn::batch_norm_double_backward")

@@ -47,7 +47,7 @@ def _out_of(tensor: Tensor, dim: int, size: int) -> Tensor:
 # The ops that users call are made of the others. Under vmap torch would run such an op whole, by its looping
 # fallback, unless told to take it apart.
 _library = torch.library.Library("fastnn", "IMPL")
-for _name in ("conv2d", "conv2d.padding", "max_pool2d", "max_pool2d_with_indices", "batch_norm", "lstm_cell"):
+for _name in ("conv2d", "conv2d.padding", "max_pool2d", "max_pool2d_with_indices", "batch_norm", "batch_norm_act", "lstm_cell"):
     _packet, _, _overload = _name.partition(".")
     _op = getattr(getattr(torch.ops.fastnn, _packet), _overload or "default")
     _library.impl(_name, _op.decompose, "FuncTorchBatchedDecomposition")
@@ -189,6 +189,40 @@ class _Folded:
         return tuple(unfolded), dims
 
 
+def _statistics_in_place(
+    op: str, fold: _Folded, statistics: Sequence[Tensor | None], in_dims: _Dims, mapped: bool, options: Sequence[Any]
+) -> tuple[tuple[Tensor | None, ...], Callable[[], None]]:
+    """running_mean, running_var and num_batches_tracked for the folded call, and what puts them back behind it.
+
+    ``options`` begin with training and momentum.
+    """
+    running_mean, running_var, num_batches_tracked = statistics
+    mean_dim, var_dim, count_dim = in_dims
+    training, momentum = options[:2]
+    if training and mapped and running_mean is not None and (mean_dim is None or var_dim is None):
+        raise RuntimeError(
+            f"{op} under vmap: the input is mapped, but the running statistics, which training updates in "
+            "place, are not. Map them too, or set track_running_stats=False."
+        )
+    if training and count_dim is not None and momentum is None:
+        raise RuntimeError(f"{op} under vmap: momentum=None needs a num_batches_tracked that is not mapped")
+    mean, var = fold.channels(running_mean, mean_dim), fold.channels(running_var, var_dim)
+
+    def put_back() -> None:
+        if not training:
+            return
+        # Folding may have copied: what was updated in place goes back to where the caller keeps it. Unmapped
+        # statistics go with an unmapped input, so every entry's are the same.
+        for folded, kept, dim in ((mean, running_mean, mean_dim), (var, running_var, var_dim)):
+            if folded is not None and kept is not None:
+                entries = _out_of(folded, 0, fold.size)
+                kept.copy_(entries[0] if dim is None else entries.movedim(0, dim))
+        if num_batches_tracked is not None and count_dim is not None:
+            num_batches_tracked.add_(1)
+
+    return (mean, var, None if count_dim is not None else num_batches_tracked), put_back
+
+
 @register_vmap("fastnn::batch_norm_forward")
 def _batch_norm_forward(
     info: Any,
@@ -199,41 +233,112 @@ def _batch_norm_forward(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
+    *options: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    x_dim, w_dim, b_dim, mean_dim, var_dim, count_dim = in_dims[:6]
     fold = _Folded(info.batch_size)
-    if training and x_dim is not None and running_mean is not None and (mean_dim is None or var_dim is None):
-        raise RuntimeError(
-            "batch_norm under vmap: the input is mapped, but the running statistics, which training updates in "
-            "place, are not. Map them too, or set track_running_stats=False."
-        )
-    if training and count_dim is not None and momentum is None:
-        raise RuntimeError("batch_norm under vmap: momentum=None needs a num_batches_tracked that is not mapped")
-    mean, var = fold.channels(running_mean, mean_dim), fold.channels(running_var, var_dim)
-    results = torch.ops.fastnn.batch_norm_forward(
-        fold.activation(input, x_dim),
-        fold.channels(weight, w_dim),
-        fold.channels(bias, b_dim),
-        mean,
-        var,
-        None if count_dim is not None else num_batches_tracked,
-        training,
-        momentum,
-        eps,
+    statistics, put_back = _statistics_in_place(
+        "batch_norm",
+        fold,
+        (running_mean, running_var, num_batches_tracked),
+        in_dims[3:6],
+        in_dims[0] is not None,
+        options,
     )
-    if training:
-        # Folding may have copied: what was updated in place goes back to where the caller keeps it. Unmapped
-        # statistics go with an unmapped input, so every entry's are the same.
-        for folded, kept, dim in ((mean, running_mean, mean_dim), (var, running_var, var_dim)):
-            if folded is not None and kept is not None:
-                entries = _out_of(folded, 0, fold.size)
-                kept.copy_(entries[0] if dim is None else entries.movedim(0, dim))
-        if num_batches_tracked is not None and count_dim is not None:
-            num_batches_tracked.add_(1)
+    results = torch.ops.fastnn.batch_norm_forward(
+        fold.activation(input, in_dims[0]),
+        fold.channels(weight, in_dims[1]),
+        fold.channels(bias, in_dims[2]),
+        *statistics,
+        *options,
+    )
+    put_back()
     return fold.unfold(results)
+
+
+@register_vmap("fastnn::batch_norm_act_forward")
+def _batch_norm_act_forward(
+    info: Any,
+    in_dims: _Dims,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    *options: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    fold = _Folded(info.batch_size)
+    statistics, put_back = _statistics_in_place(
+        "batch_norm_act",
+        fold,
+        (running_mean, running_var, num_batches_tracked),
+        in_dims[4:7],
+        in_dims[0] is not None or in_dims[1] is not None,
+        options,
+    )
+    *results, mask = torch.ops.fastnn.batch_norm_act_forward(
+        fold.activation(input, in_dims[0]),
+        fold.activation(residual, in_dims[1]),
+        fold.channels(weight, in_dims[2]),
+        fold.channels(bias, in_dims[3]),
+        *statistics,
+        *options,
+    )
+    put_back()
+    unfolded, dims = fold.unfold(results)
+    # The mask's order is the kernels' own: it stays folded, as backward will have everything else.
+    return (*unfolded, mask), (*dims, None)
+
+
+def _folds_or_loops(op: Any, info: Any, in_dims: _Dims, arguments: Sequence[Any], roles: str) -> tuple[Any, Any]:
+    """An op of what a forward returned, in the form in which that forward was called.
+
+    ``roles`` says of each leading argument whether it is an activation (a), by channel (c), the mean (s) or the
+    mask (m). Where the mean is not mapped the forward was not folded, nor is its mask: then each entry is a call.
+    """
+    fold = _Folded(info.batch_size)
+    mask = arguments[roles.index("m")]
+    if mask.numel() > 0 and in_dims[roles.index("s")] is None:
+        entries = [
+            op(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(arguments, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        if isinstance(entries[0], Tensor):
+            return torch.stack(entries), 0
+        return tuple(torch.stack(of_each) for of_each in zip(*entries, strict=True)), (0,) * len(entries[0])
+    fold_as = {"a": fold.activation, "c": fold.channels, "s": fold.channels, "m": lambda tensor, dim: tensor}
+    folded = [fold_as[role](a, d) for role, a, d in zip(roles, arguments, in_dims, strict=False)]
+    results = op(*folded, *arguments[len(roles) :])
+    if not isinstance(results, Tensor):
+        return fold.unfold(results)
+    unfolded, dims = fold.unfold([results])
+    return unfolded[0], dims[0]
+
+
+@register_vmap("fastnn::batch_norm_act_backward")
+def _batch_norm_act_backward(info: Any, in_dims: _Dims, *arguments: Any) -> tuple[Any, Any]:
+    roles = "aac" + "sccc" + "ma"  # grad_output, input, weight; mean, invstd, scale, shift; mask, output
+    return _folds_or_loops(torch.ops.fastnn.batch_norm_act_backward, info, in_dims, arguments, roles)
+
+
+@register_vmap("fastnn::batch_norm_act_gradient")
+def _batch_norm_act_gradient(info: Any, in_dims: _Dims, *arguments: Any) -> tuple[Any, Any]:
+    roles = "aa" + "scc" + "ma"  # grad_output, input; mean, scale, shift; mask, output
+    return _folds_or_loops(torch.ops.fastnn.batch_norm_act_gradient, info, in_dims, arguments, roles)
+
+
+@register_vmap("fastnn::batch_norm_act_apply")
+def _batch_norm_act_apply(
+    info: Any, in_dims: _Dims, input: Tensor, residual: Tensor | None, *arguments: Any
+) -> tuple[Tensor, int | None]:
+    fold = _Folded(info.batch_size)
+    by_channel = [fold.channels(a, d) for a, d in zip(arguments[:3], in_dims[2:5], strict=True)]
+    result = torch.ops.fastnn.batch_norm_act_apply(
+        fold.activation(input, in_dims[0]), fold.activation(residual, in_dims[1]), *by_channel, *arguments[3:]
+    )
+    unfolded, dims = fold.unfold([result])
+    return unfolded[0], dims[0]
 
 
 @register_vmap("fastnn::batch_norm_backward")

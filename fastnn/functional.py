@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "batch_norm",
+    "batch_norm_add_relu",
+    "batch_norm_relu",
     "conv2d",
     "lstm_cell",
     "max_pool2d",
@@ -166,6 +168,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     num_batches_tracked: Tensor | None = None,
+    skip_nonfinite_stats: bool = False,
 ) -> Tensor:
     """Batch normalisation: ``y = weight * (x - mean) / sqrt(var + eps) + bias``, per channel.
 
@@ -185,7 +188,9 @@ def batch_norm(
             is read on the device: nobody waits for it.
         eps: added to the variance; above 0 in training.
         num_batches_tracked: a one-element int64 tensor, incremented in training; None for none. Together with
-            ``momentum=None``, the one thing here that torch's function has not: torch's layer does it outside.
+            ``momentum=None``, it is what torch's layer does outside of its function.
+        skip_nonfinite_stats: whether a batch in which a channel has no finite mean and variance moves no running
+            statistic and is not counted, as users of mixed precision want of a step that they will skip.
 
     Returns:
         A tensor like the input. When the call raises, no statistic has been touched.
@@ -198,9 +203,166 @@ def batch_norm(
     """
     if is_dynamo_compiling() or has_torch_function_variadic(input, running_mean, running_var, weight, bias):
         return torch.ops.fastnn.batch_norm(
-            input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps
+            input,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            num_batches_tracked,
+            training,
+            momentum,
+            eps,
+            skip_nonfinite_stats,
         )
-    return _C.batch_norm(input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps)
+    return _C.batch_norm(
+        input,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        training,
+        momentum,
+        eps,
+        skip_nonfinite_stats,
+    )
+
+
+# The activations that can follow a batch normalisation, and what `alpha` is where it is not given.
+ACTIVATIONS = {"relu": 0.0, "leaky_relu": 0.01, "elu": 1.0, "identity": 1.0}
+
+
+def _batch_norm_act(
+    input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *options: Any
+) -> Tensor:
+    *others, activation, alpha, skip_nonfinite_stats = options
+    alpha = ACTIVATIONS.get(activation, 0.0) if alpha is None else alpha
+    arguments = (input, residual, weight, bias, *others, activation, alpha, skip_nonfinite_stats)
+    if is_dynamo_compiling() or has_torch_function_variadic(input, residual, weight, bias, *others[:2]):
+        return torch.ops.fastnn.batch_norm_act(*arguments)
+    return _C.batch_norm_act(*arguments)
+
+
+def batch_norm_relu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "relu",
+    alpha: float | None = None,
+    num_batches_tracked: Tensor | None = None,
+    skip_nonfinite_stats: bool = False,
+) -> Tensor:
+    """:func:`batch_norm` and an activation in the same passes: ``y = act(batch_norm(x))``.
+
+    Nothing is kept for the activation's derivative: backward finds what went into it again from x, which it
+    reads anyway.
+
+    Args:
+        input: see :func:`batch_norm`, also for the seven that follow.
+        running_mean: ``[C]`` or None.
+        running_var: ``[C]`` or None.
+        weight: ``[C]`` or None.
+        bias: ``[C]`` or None.
+        training: whether the statistics come from this batch.
+        momentum: share of the batch in the new running statistics.
+        eps: added to the variance.
+        activation: ``"relu"``; ``"leaky_relu"``: ``z`` where positive, else ``alpha * z``; ``"elu"``: else ``alpha *
+            (exp(z) - 1)``; or ``"identity"``.
+        alpha: see ``activation``; None for torch's defaults, 0.01 for ``leaky_relu`` and 1 for ``elu``.
+        num_batches_tracked: see :func:`batch_norm`.
+        skip_nonfinite_stats: see :func:`batch_norm`.
+
+    Returns:
+        A tensor like the input.
+
+    Raises:
+        ValueError: for an unknown activation, one value a channel in training, or an ``eps`` not positive.
+        RuntimeError: as :func:`batch_norm`.
+
+    Formulas: Ioffe and Szegedy 2015; Maas et al. 2013 (leaky ReLU); Clevert et al. 2016 (ELU).
+    """
+    return _batch_norm_act(
+        input,
+        None,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        training,
+        momentum,
+        eps,
+        activation,
+        alpha,
+        skip_nonfinite_stats,
+    )
+
+
+def batch_norm_add_relu(
+    input: Tensor,
+    residual: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "relu",
+    alpha: float | None = None,
+    num_batches_tracked: Tensor | None = None,
+    skip_nonfinite_stats: bool = False,
+) -> Tensor:
+    """The end of a residual block in the passes of :func:`batch_norm`: ``y = act(batch_norm(x) + residual)``.
+
+    For the activation's derivative one bit a value is kept (for ``elu`` the output, which is part of it).
+
+    Args:
+        input: see :func:`batch_norm_relu`, also for what follows ``residual``.
+        residual: of the input's shape, type and device.
+        running_mean: ``[C]`` or None.
+        running_var: ``[C]`` or None.
+        weight: ``[C]`` or None.
+        bias: ``[C]`` or None.
+        training: whether the statistics come from this batch.
+        momentum: share of the batch in the new running statistics.
+        eps: added to the variance.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"`` or ``"identity"``.
+        alpha: the activation's parameter.
+        num_batches_tracked: see :func:`batch_norm`.
+        skip_nonfinite_stats: see :func:`batch_norm`.
+
+    Returns:
+        A tensor like the input.
+
+    Raises:
+        ValueError: as :func:`batch_norm_relu`.
+        RuntimeError: as :func:`batch_norm`, and for a residual that is not like the input.
+
+    Formula: He et al. 2016, "Deep Residual Learning for Image Recognition", figure 2.
+    """
+    return _batch_norm_act(
+        input,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        training,
+        momentum,
+        eps,
+        activation,
+        alpha,
+        skip_nonfinite_stats,
+    )
 
 
 def lstm_cell(

@@ -20,7 +20,7 @@ from op_tester import (
 
 import fastnn
 from fastnn.testing import bounds, reference
-from fastnn.testing.cases import ALL_DTYPES, BATCH_NORM, generator_for, lay_out
+from fastnn.testing.cases import ALL_DTYPES, BATCH_NORM, BATCH_NORM_ACTIVATED, generator_for, lay_out
 
 BY_ID = {case.id: case for case in BATCH_NORM}
 DENSE = [c for c in BATCH_NORM if len(c.shape) > 3 and min(c.shape[:2]) > 1 and c.id != "4d_one_pixel"]
@@ -29,6 +29,140 @@ DENSE = [c for c in BATCH_NORM if len(c.shape) > 3 and min(c.shape[:2]) > 1 and 
 @grid(BATCH_NORM)
 def test_values_and_gradients(case, dtype, layout, backend):
     check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@grid(BATCH_NORM_ACTIVATED)
+def test_values_and_gradients_with_an_activation(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+ACTIVATED = {case.id: case for case in BATCH_NORM_ACTIVATED}
+DENSE_ACTIVATED = [ACTIVATED[n] for n in ("relu", "relu_wide", "elu", "add_relu_wide", "add_relu_7x7", "add_elu", "add")]
+
+
+@grid(DENSE_ACTIVATED, dtypes=[torch.float32, torch.bfloat16], layouts=["contiguous", "channels_last"])
+def test_an_activation_keeps_format_and_bits(case, dtype, layout, backend):
+    check_format_kept(case, dtype, layout, backend.device)
+    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=backend.name == "cpu")
+
+
+@grid([c for c in BATCH_NORM_ACTIVATED if c.small], dtypes=[torch.float32], layouts=None)
+def test_gradient_subsets_with_an_activation(case, dtype, backend):
+    check_gradient_subsets(case, dtype, backend.device)
+
+
+@grid(
+    [c for c in BATCH_NORM_ACTIVATED if c.small and c.values == "normal"], dtypes=[torch.float64], layouts=["contiguous"]
+)
+def test_second_derivatives_with_an_activation(case, dtype, layout, backend):
+    check_second_derivatives(case, dtype, layout, backend.device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(3, 20, 7, 7), (2, 64, 5, 8), (5, 3, 4, 6)], ids=str)
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "identity"])
+def test_the_output_is_found_again_to_the_bit(name, dtype, shape, layout, backend):
+    """What recomputes an activation in backward gets what forward gave."""
+    generator = generator_for("again", shape)
+    x, residual = (lay_out(torch.randn(shape, generator=generator).to(dtype), layout).to(backend.device) for _ in "xr")
+    weight, bias = (torch.randn(shape[1], generator=generator).to(x) for _ in "wb")
+    for r in (None, residual):
+        y, mean, _, scale, shift, mask = torch.ops.fastnn.batch_norm_act_forward(
+            x, r, weight, bias, None, None, None, True, 0.1, 1e-5, name, 0.3, True
+        )
+        assert (mask.numel() > 0) == (r is not None and name in ("relu", "leaky_relu"))
+        assert same_bits(torch.ops.fastnn.batch_norm_act_apply(x, r, mean, scale, shift, name, 0.3), y)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 5, 6), (2, 70, 3, 4)], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38])
+@pytest.mark.parametrize("momentum", [0.25, None])
+def test_a_nonfinite_batch_moves_nothing_where_it_is_to_be_skipped(shape, bad, momentum, backend):
+    """One value of one channel; 3e38 is finite, its variance is not."""
+    generator = generator_for("skip", shape)
+    x = torch.randn(shape, generator=generator)
+    mean, var = torch.randn(shape[1], generator=generator), torch.rand(shape[1], generator=generator)
+    spoilt = x.clone()
+    spoilt[1, 1] = bad
+    results = []
+    for batch in (x, spoilt):
+        for skip in (False, True):
+            m, v = mean.clone().to(backend.device), var.clone().to(backend.device)
+            count = torch.tensor(3, device=backend.device)
+            y = fastnn.functional.batch_norm(
+                batch.to(backend.device),
+                m,
+                v,
+                training=True,
+                momentum=momentum,
+                num_batches_tracked=count,
+                skip_nonfinite_stats=skip,
+            )
+            results.append((y, m, v, int(count)))
+    (y, *moved), (y_skip, *moved_skip), (bad_y, *_), (bad_y_skip, *kept) = results
+    assert same_bits(y, y_skip) and same_bits(bad_y, bad_y_skip)
+    assert all(same_bits(a, b) for a, b in zip(moved[:2], moved_skip[:2], strict=True))
+    assert moved[2] == moved_skip[2] == 4 and not torch.equal(moved[0].cpu(), mean)
+    assert torch.equal(kept[0].cpu(), mean) and torch.equal(kept[1].cpu(), var) and kept[2] == 3
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "elu", "identity"])
+def test_tangents_and_transforms_with_an_activation(name, residual, backend):
+    """Forward mode, forward over reverse, and vmap agree with the composition of torch's own functions."""
+    generator = generator_for("transforms", name)
+    x, r, t, u = (torch.randn(4, 3, 5, generator=generator, dtype=torch.float64) for _ in range(4))
+    w, b = (torch.randn(3, generator=generator, dtype=torch.float64) for _ in range(2))
+    device = backend.device
+
+    def ours(x, r, w, b):
+        options = {"training": True, "activation": name, "alpha": 0.3}
+        if residual:
+            return fastnn.functional.batch_norm_add_relu(x, r, None, None, w, b, **options)
+        return fastnn.functional.batch_norm_relu(x, None, None, w, b, **options)
+
+    def theirs(x, r, w, b):
+        z = torch.nn.functional.batch_norm(x, None, None, w, b, True) + (r if residual else 0)
+        return reference.activation(z, name, 0.3)
+
+    def jvp(f, *at):
+        return torch.func.jvp(lambda x, r: f(x, r, w.to(at[0]), b.to(at[0])), at[:2], at[2:])[1]
+
+    on = [v.to(device) for v in (x, r, t, u)]
+    torch.testing.assert_close(jvp(ours, *on).cpu(), jvp(theirs, x, r, t, u))
+
+    def tangent_of_gradient(f, *at):
+        gradient = torch.func.grad(lambda x: (f(x, at[1], w.to(x), b.to(x)) * at[3]).square().sum())
+        return torch.func.jvp(gradient, at[:1], at[2:3])[1]
+
+    torch.testing.assert_close(tangent_of_gradient(ours, *on).cpu(), tangent_of_gradient(theirs, x, r, t, u))
+    batched = [torch.stack([v, v.flip(0)]) for v in on[:2]]
+    for f_dims in ((0, 0), (0, None), (None, 0)):
+        args = [v if d == 0 else v[0] for v, d in zip(batched, f_dims, strict=True)]
+
+        def gradients_of(f, g, x, r):
+            return torch.func.vjp(lambda x, r: f(x, r, w.to(x), b.to(x)), x, r)[1](g)
+
+        got = torch.func.vmap(lambda *a: gradients_of(ours, on[2], *a), f_dims)(*args)
+        want = torch.func.vmap(lambda *a: gradients_of(theirs, t, *a), f_dims)(*[v.cpu() for v in args])
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one.cpu(), other)
+    # One forward, whose gradient is mapped.
+    back = torch.func.vjp(lambda x: ours(x, on[1], w.to(x), b.to(x)), on[0])[1]
+    want_back = torch.func.vjp(lambda x: theirs(x, r, w, b), x)[1]
+    cotangents = torch.stack([on[2], on[3]])
+    torch.testing.assert_close(torch.func.vmap(back)(cotangents)[0].cpu(), torch.func.vmap(want_back)(cotangents.cpu())[0])
+
+
+def test_an_activation_that_there_is_not(backend):
+    x = torch.randn(4, 3, device=backend.device)
+    with pytest.raises(ValueError, match="activation must be 'relu', 'leaky_relu', 'elu' or 'identity', but got 'gelu'"):
+        fastnn.functional.batch_norm_relu(x, None, None, training=True, activation="gelu")
+    with pytest.raises(RuntimeError, match=r"residual must be like input.*\[4, 3\].*got.*\[4, 1\]"):
+        fastnn.functional.batch_norm_add_relu(x, x[:, :1], None, None, training=True)
+    with pytest.raises(ValueError, match="activation must be one of relu"):
+        fastnn.nn.BatchNormReLU2d(3, activation="gelu")
 
 
 @grid(
@@ -213,7 +347,7 @@ def test_gradient_of_another_layout(training, backend):
         (out,) = case.apply(fastnn.functional, inputs)
         cotangent = lay_out(torch.randn(out.shape, generator=generator_for("g")), grad_layout).to(backend.device)
         want = bounds.expected(case, before, [cotangent])
-        names = list(case.differentiable)
+        names = [name for name in case.differentiable if name in inputs]
         for name, grad in zip(names, torch.autograd.grad(out, [inputs[n] for n in names], cotangent), strict=True):
             assert_bounded(grad, want.gradients[name], f"gradient of {name}")
 

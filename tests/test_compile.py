@@ -38,11 +38,20 @@ def offsets_of(x: Tensor) -> Tensor:
     return ops.max_pool(x.detach(), [2, 2], [2, 2], [0, 0], ONE, False, True, False)[1]
 
 
+def saved_by_act(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """mean, invstd, scale, shift and mask of a ``batch_norm_act_forward`` of x."""
+    options = (None, None, None, None, None, True, 0.1, 1e-5, "leaky_relu", 0.1, True)
+    return ops.batch_norm_act_forward(x.detach(), residual, *options)[1:]
+
+
 def dispatcher_calls() -> list[Any]:
     x, w, b, g = t(2, 4, 6, 5), t(6, 2, 3, 2), t(6), t(2, 6, 4, 4)
     image = t(2, 3, 6, 4)
     gates, hidden, bias = t(2, 12), t(2, 3), t(12)
     mean, var, count = STATISTICS
+    *saved, no_mask = saved_by_act(image, None)
+    mask = saved_by_act(image, t(2, 3, 6, 4, grad=False))[-1]
+    activated = (t(2, 3, 6, 4, grad=False), image.detach(), t(3, grad=False))
     products = tuple(t(*size, grad=False) for size in ((2, 5), (2, 3), (12, 5), (12, 3)))
     calls = {
         "conv2d": (ops.conv2d.default, (x, w, b, [2, 1], [1, 0], [1, 1], 2)),
@@ -94,6 +103,46 @@ def dispatcher_calls() -> list[Any]:
         "batch_norm_backward-masked": (
             ops.batch_norm_backward.default,
             (t(2, 3, 6, 4), image, t(3), mean, var, False, [True, False, True]),
+        ),
+        "batch_norm-skip": (
+            ops.batch_norm.default,
+            (image, t(3), t(3), mean, var, count, True, None, 1e-5, True),
+        ),
+        "batch_norm_act": (
+            ops.batch_norm_act.default,
+            (image, t(2, 3, 6, 4), t(3), t(3), mean, var, count, True, None, 1e-5, "relu", 0.0, True),
+        ),
+        "batch_norm_act-eval": (
+            ops.batch_norm_act.default,
+            (image, None, t(3), None, mean, var, count, False, 0.1, 1e-5, "elu", 1.0),
+        ),
+        "batch_norm_act-elu": (
+            ops.batch_norm_act.default,
+            (image, t(2, 3, 6, 4), t(3), t(3), None, None, None, True, 0.1, 1e-5, "elu", 1.0),
+        ),
+        "batch_norm_act_forward": (
+            ops.batch_norm_act_forward.default,
+            (image, t(2, 3, 6, 4), None, None, mean, var, count, True, 0.1, 1e-5, "leaky_relu", 0.1, True),
+        ),
+        "batch_norm_act_forward-channels_last": (
+            ops.batch_norm_act_forward.default,
+            (channels_last(image), None, None, None, None, None, None, True, 0.1, 1e-5, "relu", 0.0, True),
+        ),
+        "batch_norm_act_backward": (
+            ops.batch_norm_act_backward.default,
+            (*activated, *saved, no_mask, None, True, "relu", 0.0, [True, True, True, True]),
+        ),
+        "batch_norm_act_backward-masked": (
+            ops.batch_norm_act_backward.default,
+            (*activated, *saved, mask, None, False, "leaky_relu", 0.1, [True, False, True, False]),
+        ),
+        "batch_norm_act_gradient": (
+            ops.batch_norm_act_gradient.default,
+            (t(2, 3, 6, 4), image.detach(), saved[0], *saved[2:], mask, None, "leaky_relu", 0.1),
+        ),
+        "batch_norm_act_apply": (
+            ops.batch_norm_act_apply.default,
+            (image.detach(), t(2, 3, 6, 4, grad=False), mean, var, mean, "relu", 0.0),
         ),
         "batch_norm_double_backward": (
             ops.batch_norm_double_backward.default,
@@ -199,6 +248,19 @@ def norm_net(f: Any) -> Callable[..., Tensor]:
     return lambda x, w, b: f.batch_norm(x, None, None, w, b, training=True).square()
 
 
+def block_end(f: Any) -> Callable[..., Tensor]:
+    """The end of a residual block, from fastnn's function or torch's."""
+
+    def net(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        if f is F:
+            y = F.batch_norm_relu(x, None, None, w, b, training=True, activation="leaky_relu", alpha=0.1)
+            return F.batch_norm_add_relu(y, r, None, None, w, b, training=True).square()
+        y = f.leaky_relu(f.batch_norm(x, None, None, w, b, training=True), 0.1)
+        return (f.batch_norm(y, None, None, w, b, training=True) + r).relu().square()
+
+    return net
+
+
 def norm_eval_net(f: Any) -> Callable[..., Tensor]:
     def net(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return f.batch_norm(x, torch.zeros_like(w), torch.ones_like(w), w, b, training=False).square()
@@ -222,6 +284,7 @@ NETS = [
     Traced("conv2d-same", same_net(F), same_net(torch_functional), (IMAGE, (6, 4, 2, 3), (6,))),
     Traced("max_pool2d", pool_net(F), pool_net(torch_functional), (IMAGE,)),
     Traced("batch_norm", norm_net(F), norm_net(torch_functional), (IMAGE, (4,), (4,))),
+    Traced("batch_norm_act", block_end(F), block_end(torch_functional), (IMAGE, IMAGE, (4,), (4,))),
     Traced("batch_norm-eval", norm_eval_net(F), norm_eval_net(torch_functional), (IMAGE, (4,), (4,))),
     Traced("lstm_cell", cell_net(F.lstm_cell), cell_net(torch.lstm_cell), CELL),
 ]

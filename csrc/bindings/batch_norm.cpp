@@ -11,9 +11,8 @@
 #include <array>
 
 #include "autograd.h"
-#include "backend.h"
+#include "batch_norm_calls.h"
 #include "python.h"
-#include "tensors.h"
 
 namespace fastnn::bindings {
 
@@ -24,189 +23,24 @@ using Three = tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // ---- kernels ----------------------------------------------------------------------------------------------
 
-// Layout and sizes of x, and the format in which the kernels take it.
-struct Form {
-  BatchNormShape shape;
-  at::MemoryFormat format;
-};
-
-Form form_of(const char* op, const at::Tensor& x) {
-  TORCH_CHECK_INDEX(x.dim() >= 2, op, ": expected input with 2 or more dimensions [N, C, ...], got shape ",
-                    x.sizes());
-  const bool channels_last = suggests_channels_last(x);
-  Form f;
-  f.shape.N = x.size(0);
-  f.shape.C = x.size(1);
-  f.shape.S = 1;
-  for (const int64_t size : x.sizes().slice(2)) f.shape.S *= size;
-  // Rows of a 2-D input are dense in C, as in channels_last.
-  f.shape.layout = channels_last || x.dim() == 2 ? Layout::kChannelsLast : Layout::kChannelsFirst;
-  f.format = memory_format(channels_last, x.dim());
-  return f;
-}
-
-// Checks one of the [C] tensors.
-void check_param(const char* op, const char* name, const OptionalTensor& t, const at::Tensor& x) {
-  if (!t.has_value()) return;
-  TORCH_CHECK(t->dim() == 1 && t->size(0) == x.size(1), op, ": ", name, " should contain ", x.size(1),
-              " elements, one per channel of input of shape ", x.sizes(), ", but has shape ", t->sizes());
-  TORCH_CHECK(t->device() == x.device(), op, ": expected ", name, " to be on ", x.device(),
-              " as input is, but got ", t->device());
-  TORCH_CHECK(t->scalar_type() == x.scalar_type() ||
-                  (t->scalar_type() == at::kFloat &&
-                   (x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16)),
-              op, ": expected ", name, " to have input's dtype ", x.scalar_type(),
-              " (or float32 beside a half-precision input), but got ", t->scalar_type());
-}
-
-// The dtype of the [C] tensors: they must agree.
-DType param_dtype(const char* op, const at::Tensor& x,
-                  std::initializer_list<std::pair<const char*, OptionalTensor>> params) {
-  const at::Tensor* first = &x;
-  const char* first_name = nullptr;
-  for (const auto& [name, t] : params) {
-    check_param(op, name, t, x);
-    if (!t.has_value()) continue;
-    if (first_name == nullptr) {
-      first = &*t;
-      first_name = name;
-    }
-    TORCH_CHECK(t->scalar_type() == first->scalar_type(), op, ": expected ", first_name, " and ", name,
-                " to have the same dtype, but got ", first->scalar_type(), " and ", t->scalar_type());
-  }
-  return dtype_of(op, first_name == nullptr ? "input" : first_name, *first);
-}
-
-OptionalTensor dense(const OptionalTensor& t) { return t.has_value() ? some(t->contiguous()) : t; }
-
 Three batch_norm_forward(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& running_mean, const OptionalTensor& running_var,
                          const OptionalTensor& num_batches_tracked, bool training,
-                         std::optional<double> momentum, double eps) {
-  static constexpr const char* kOp = "batch_norm";
-  const Form form = form_of(kOp, input);
-  BatchNormForwardParams p;
-  p.dtype = dtype_of(kOp, "input", input);
-  p.shape = form.shape;
-  TORCH_CHECK_VALUE(running_mean.has_value() == running_var.has_value(), kOp,
-                    ": running_mean and running_var must either both be None or neither be None");
-  TORCH_CHECK(training || running_mean.has_value(), kOp, ": running_mean must be defined in evaluation mode");
-  TORCH_CHECK_VALUE(eps > 0 || (!training && eps >= 0), kOp, ": eps must be positive during training, but got ",
-                    eps);
-  p.param_dtype = param_dtype(
-      kOp, input,
-      {{"weight", weight}, {"bias", bias}, {"running_mean", running_mean}, {"running_var", running_var}});
-  if (num_batches_tracked.has_value()) {
-    TORCH_CHECK(num_batches_tracked->numel() == 1 && num_batches_tracked->scalar_type() == at::kLong &&
-                    num_batches_tracked->device() == input.device(),
-                kOp, ": num_batches_tracked must be one int64 value on ", input.device(), ", but got ",
-                num_batches_tracked->scalar_type(), " of shape ", num_batches_tracked->sizes(), " on ",
-                num_batches_tracked->device());
-  }
-  TORCH_CHECK_VALUE(
-      !training || momentum.has_value() || !running_mean.has_value() || num_batches_tracked.has_value(), kOp,
-      ": momentum=None (a cumulative average) needs num_batches_tracked");
-  TORCH_CHECK_VALUE(!training || form.shape.N * form.shape.S != 1, kOp,
-                    ": Expected more than 1 value per channel when training, got input size ", input.sizes());
-
-  BackendCall call(input);
-  at::Tensor output = at::empty(input.sizes(), input.options().memory_format(form.format));
-  const auto stats = input.options().dtype(acc_scalar_type(input.scalar_type()));
-  at::Tensor mean = at::empty({form.shape.C}, stats);
-  at::Tensor invstd = at::empty({form.shape.C}, stats);
-  if (input.numel() == 0) {
-    // No statistics to take: as in torch the running ones stay, and the batch still counts.
-    mean.zero_();
-    invstd.zero_();
-    if (training && num_batches_tracked.has_value()) num_batches_tracked->add_(1);
-    return {output, mean, invstd};
-  }
-  const at::Tensor x = input.contiguous(form.format);
-  const OptionalTensor w = dense(weight), b = dense(bias);
-  // Statistics kept in strided tensors are updated in a dense copy, which goes back when the kernel is queued.
-  const OptionalTensor dense_mean = dense(running_mean), dense_var = dense(running_var);
-  p.training = training;
-  p.eps = eps;
-  p.x = call.data(x);
-  p.weight = call.data(w);
-  p.bias = call.data(b);
-  const auto statistics = [&](const OptionalTensor& t) {
-    // Evaluation reads them alone.
-    return training && t.has_value() ? call.mutable_data(*t) : const_cast<void*>(call.data(t));
-  };
-  p.running_mean = statistics(dense_mean);
-  p.running_var = statistics(dense_var);
-  p.momentum = momentum.value_or(0);
-  p.cumulative = !momentum.has_value();
-  p.num_batches_tracked = training && num_batches_tracked.has_value()
-                              ? static_cast<int64_t*>(call.mutable_data(*num_batches_tracked))
-                              : nullptr;
-  p.y = call.output(output);
-  p.mean = call.output(mean);
-  p.invstd = call.output(invstd);
-  call(&Backend::batch_norm_forward, &Backend::batch_norm_forward_workspace, p);
-  const auto put_back = [&](const OptionalTensor& from, const OptionalTensor& to) {
-    if (training && to.has_value() && !from->is_same(*to)) to->copy_(*from);
-  };
-  put_back(dense_mean, running_mean);
-  put_back(dense_var, running_var);
-  return {output, mean, invstd};
-}
-
-// Mean and invstd as batch_norm_forward returned them.
-void check_statistics(const char* op, const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& x) {
-  for (const auto& [name, t] : {std::pair<const char*, const at::Tensor&>{"mean", mean}, {"invstd", invstd}}) {
-    TORCH_CHECK(t.dim() == 1 && t.size(0) == x.size(1) && t.is_contiguous() && t.device() == x.device() &&
-                    t.scalar_type() == acc_scalar_type(x.scalar_type()),
-                op, ": ", name, " must have shape [", x.size(1), "] and dtype ",
-                acc_scalar_type(x.scalar_type()), " on ", x.device(), ", got ", t.sizes(), " of ",
-                t.scalar_type(), " on ", t.device());
-  }
-}
-
-void check_like_input(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x) {
-  TORCH_CHECK(t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type() && t.device() == x.device(), op,
-              ": ", name, " must be like input, ", x.scalar_type(), " ", x.sizes(), " on ", x.device(),
-              ", got ", t.scalar_type(), " ", t.sizes(), " on ", t.device());
-}
-
-at::TensorOptions param_options(const at::Tensor& x, const OptionalTensor& weight) {
-  return x.options().dtype(weight.has_value() ? weight->scalar_type() : x.scalar_type());
+                         std::optional<double> momentum, double eps, bool skip_nonfinite_stats) {
+  const BatchNormResult r = run_batch_norm_forward("batch_norm", input,
+                                                   {weight, bias, running_mean, running_var, num_batches_tracked,
+                                                    training, momentum, eps, skip_nonfinite_stats},
+                                                   {});
+  return {r.output, r.mean, r.invstd};
 }
 
 Three batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
                           const at::Tensor& mean, const at::Tensor& invstd, bool training,
                           std::array<bool, 3> output_mask) {
-  static constexpr const char* kOp = "batch_norm_backward";
-  const Form form = form_of(kOp, input);
-  BatchNormBackwardParams p;
-  p.dtype = dtype_of(kOp, "input", input);
-  p.param_dtype = param_dtype(kOp, input, {{"weight", weight}});
-  p.shape = form.shape;
-  p.training = training;
-  check_like_input(kOp, "grad_output", grad_output, input);
-  check_statistics(kOp, mean, invstd, input);
-  BackendCall call(input);
-  const auto params = param_options(input, weight);
-  const auto param_out = [&](bool wanted) {
-    return wanted ? at::empty({form.shape.C}, params) : absent(params);
-  };
-  at::Tensor grad_input = output_mask[0] ? at::empty(input.sizes(), input.options().memory_format(form.format))
-                                         : absent(input.options());
-  at::Tensor grad_weight = param_out(output_mask[1]), grad_bias = param_out(output_mask[2]);
-  if (input.numel() == 0) return {grad_input, grad_weight.zero_(), grad_bias.zero_()};
-  const at::Tensor g = grad_output.contiguous(form.format), x = input.contiguous(form.format);
-  const OptionalTensor w = dense(weight);
-  p.grad_y = call.data(g);
-  p.x = call.data(x);
-  p.weight = call.data(w);
-  p.mean = call.data(mean);
-  p.invstd = call.data(invstd);
-  p.grad_x = output_mask[0] ? call.output(grad_input) : nullptr;
-  p.grad_weight = output_mask[1] ? call.output(grad_weight) : nullptr;
-  p.grad_bias = output_mask[2] ? call.output(grad_bias) : nullptr;
-  call(&Backend::batch_norm_backward, &Backend::batch_norm_backward_workspace, p);
-  return {grad_input, grad_weight, grad_bias};
+  const BatchNormGradients r =
+      run_batch_norm_backward("batch_norm_backward", grad_output, input, weight, mean, invstd, training, {},
+                              {output_mask[0], output_mask[1], output_mask[2], false});
+  return {r.input, r.weight, r.bias};
 }
 
 Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalTensor& gg_weight,
@@ -214,7 +48,7 @@ Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalT
                                  const at::Tensor& input, const OptionalTensor& weight, const at::Tensor& mean,
                                  const at::Tensor& invstd, bool training, std::array<bool, 3> output_mask) {
   static constexpr const char* kOp = "batch_norm_double_backward";
-  const Form form = form_of(kOp, input);
+  const BatchNormForm form(kOp, input);
   BatchNormDoubleBackwardParams p;
   p.dtype = dtype_of(kOp, "input", input);
   const auto params = param_options(input, weight);
@@ -228,12 +62,9 @@ Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalT
   p.training = training;
   if (gg_input.has_value()) check_like_input(kOp, "gg_input", *gg_input, input);
   if (grad_output.has_value()) check_like_input(kOp, "grad_output", *grad_output, input);
-  check_statistics(kOp, mean, invstd, input);
+  check_statistics(kOp, input, {{"mean", mean}, {"invstd", invstd}});
   BackendCall call(input);
-  const auto like_input = [&](bool wanted) {
-    return wanted ? at::empty(input.sizes(), input.options().memory_format(form.format))
-                  : absent(input.options());
-  };
+  const auto like_input = [&](bool wanted) { return wanted ? form.empty_like(input) : absent(input.options()); };
   at::Tensor d_grad_output = like_input(output_mask[0]), d_input = like_input(output_mask[1]);
   at::Tensor d_weight = output_mask[2] ? at::empty({form.shape.C}, params) : absent(params);
   if (input.numel() == 0) return {d_grad_output, d_input, d_weight.zero_()};
@@ -333,13 +164,13 @@ Three batch_norm_forward_autograd(c10::DispatchKeySet keys, const at::Tensor& in
                                   const OptionalTensor& weight, const OptionalTensor& bias,
                                   const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                   const OptionalTensor& num_batches_tracked, bool training,
-                                  std::optional<double> momentum, double eps) {
+                                  std::optional<double> momentum, double eps, bool skip_nonfinite_stats) {
   const auto node = make_node<BatchNormNode>(input, weight, bias);
   Three result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = forward_op().redispatch(keys & c10::after_autograd_keyset, input, weight, bias, running_mean,
-                                     running_var, num_batches_tracked, training, momentum, eps);
+                                     running_var, num_batches_tracked, training, momentum, eps, skip_nonfinite_stats);
   }
   if (training) {
     for (const auto* t : {&running_mean, &running_var, &num_batches_tracked}) {
@@ -427,11 +258,11 @@ Three batch_norm_double_backward_autograd(c10::DispatchKeySet keys, const Option
 at::Tensor batch_norm(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
                       const OptionalTensor& num_batches_tracked, bool training, std::optional<double> momentum,
-                      double eps) {
+                      double eps, bool skip_nonfinite_stats) {
   // torch lets an empty vector pass, though it has no channels.
   if (input.dim() == 1 && input.sym_numel() == 0) return input.clone();
   return std::get<0>(forward_op().call(input, weight, bias, running_mean, running_var, num_batches_tracked,
-                                       training, momentum, eps));
+                                       training, momentum, eps, skip_nonfinite_stats));
 }
 
 void register_kernels(torch::Library& m) {
@@ -448,12 +279,13 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(
       "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? "
       "running_var, "
-      "Tensor(c!)? num_batches_tracked, bool training, float? momentum, float eps) -> Tensor",
+      "Tensor(c!)? num_batches_tracked, bool training, float? momentum, float eps, "
+      "bool skip_nonfinite_stats=False) -> Tensor",
       batch_norm);
   m.def(
       "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
-      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, bool training, float? momentum, float eps) "
-      "-> (Tensor output, Tensor mean, Tensor invstd)");
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, bool training, float? momentum, float eps, "
+      "bool skip_nonfinite_stats=False) -> (Tensor output, Tensor mean, Tensor invstd)");
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, "
       "bool training, bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
@@ -479,13 +311,14 @@ void export_batch_norm(pybind11::module_& m) {
       "batch_norm",
       [](const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
          const OptionalTensor& running_mean, const OptionalTensor& running_var,
-         const OptionalTensor& num_batches_tracked, bool training, std::optional<double> momentum, double eps) {
+         const OptionalTensor& num_batches_tracked, bool training, std::optional<double> momentum, double eps,
+         bool skip_nonfinite_stats) {
         return op.call(input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum,
-                       eps);
+                       eps, skip_nonfinite_stats);
       },
       py::arg("input"), py::arg("weight"), py::arg("bias"), py::arg("running_mean"), py::arg("running_var"),
       py::arg("num_batches_tracked"), py::arg("training"), py::arg("momentum"), py::arg("eps"),
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("skip_nonfinite_stats") = false, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace fastnn::bindings

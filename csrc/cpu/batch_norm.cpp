@@ -24,7 +24,10 @@
 #include "../ops/batch_norm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <type_traits>
+#include <vector>
 
 #include "../ops/batch_norm_math.h"
 #include "batch_norm_apply.h"
@@ -120,16 +123,86 @@ void* sums_in_output(const Plan& plan, const BatchNormForwardParams& p) {
   return holds ? p.y : nullptr;
 }
 
+// What training does to the running statistics.
+class RunningStatistics {
+ public:
+  RunningStatistics(const BatchNormForwardParams& p, int64_t C, double factor) : p_(p), C_(C), factor_(factor) {
+    if (p.training && p.skip_nonfinite && (p.running_mean != nullptr || p.num_batches_tracked != nullptr))
+      held_back_.resize(2 * C);
+  }
+
+  // Of channels c + i, of this batch's.
+  void move(int64_t c, int64_t count, const Tile& means, const Tile& vars) {
+    if (held_back_.empty()) {
+      move(p_.running_mean, c, count, means);
+      move(p_.running_var, c, count, vars);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      if (!std::isfinite(means[i]) || !std::isfinite(vars[i])) nonfinite_.store(true, std::memory_order_relaxed);
+    }
+    std::copy_n(means, count, held_back_.data() + c);
+    std::copy_n(vars, count, held_back_.data() + C_ + c);
+  }
+
+  // When every channel has been moved.
+  void finish() {
+    if (nonfinite_.load(std::memory_order_relaxed)) return;
+    if (!held_back_.empty()) {
+      for_each_tile(0, C_, [&](int64_t c, int64_t count) {
+        Tile means, vars;
+        std::copy_n(held_back_.data() + c, count, means);
+        std::copy_n(held_back_.data() + C_ + c, count, vars);
+        move(p_.running_mean, c, count, means);
+        move(p_.running_var, c, count, vars);
+      });
+    }
+    if (p_.num_batches_tracked != nullptr) ++*p_.num_batches_tracked;
+  }
+
+ private:
+  void move(void* running, int64_t c, int64_t count, const Tile& batch) const {
+    if (running == nullptr) return;
+    Tile value;
+    load_params(running, p_.param_dtype, c, count, 0, value);
+    for (int64_t i = 0; i < count; ++i) value[i] = (1 - factor_) * value[i] + factor_ * batch[i];
+    store_params(running, p_.param_dtype, c, count, value);
+  }
+
+  const BatchNormForwardParams& p_;
+  const int64_t C_;
+  const double factor_;
+  std::vector<double> held_back_;  // means and variances, until all are known to be finite
+  std::atomic<bool> nonfinite_{false};
+};
+
+// f(policy): what follows the normalisation.
+template <typename scalar_t, typename F>
+void with_activated(const Plan& plan, const BatchNormActivation& a, const F& f) {
+  if (a.kind == Activation::kNone) return f(NoActivation<scalar_t>{});
+  f(Activated<scalar_t>(plan, a));
+}
+
+// f(policy): the same of its derivative.
+template <typename scalar_t, typename F>
+void with_activation_gradient(const Plan& plan, const BatchNormActivation& a, const F& f) {
+  if (a.kind == Activation::kNone) return f(NoActivation<scalar_t>{});
+  f(ActivationGradient<scalar_t>(plan, a));
+}
+
+// known: p.mean and the activation's scale and shift are the statistics.
 template <typename scalar_t>
-void batch_norm_forward_typed(const BatchNormForwardParams& p) {
+void batch_norm_forward_typed(const BatchNormForwardParams& p, bool known = false) {
   using acc_t = acc_type<scalar_t>;
   const Plan plan = Plan::make<acc_t>(p.shape);
   const Workspace<acc_t> work(p.workspace, plan, forward_sums(p), sums_in_output<scalar_t>(plan, p));
   const scalar_t* x = static_cast<const scalar_t*>(p.x);
   acc_t* mean = static_cast<acc_t*>(p.mean);
   acc_t* invstd = static_cast<acc_t*>(p.invstd);
-  acc_t* scale = work.coefficients;
-  acc_t* shift = scale + plan.C;
+  // The caller's where they are kept.
+  const bool kept = p.activation.scale != nullptr;
+  acc_t* scale = kept ? static_cast<acc_t*>(p.activation.scale) : work.coefficients;
+  acc_t* shift = kept ? static_cast<acc_t*>(p.activation.shift) : scale + plan.C;
   const double values = static_cast<double>(plan.values());
   const double tracked = p.num_batches_tracked == nullptr ? 0 : static_cast<double>(*p.num_batches_tracked);
   const double factor = p.cumulative ? 1 / (tracked + 1) : p.momentum;
@@ -150,13 +223,7 @@ void batch_norm_forward_typed(const BatchNormForwardParams& p) {
       shift[c + i] = static_cast<acc_t>(bias[i] + (residual - residual == 0 ? moved : 0));
     }
   };
-  const auto move = [&](void* running, int64_t c, int64_t count, const Tile& batch) {
-    if (running == nullptr) return;
-    Tile value;
-    load_params(running, p.param_dtype, c, count, 0, value);
-    for (int64_t i = 0; i < count; ++i) value[i] = (1 - factor) * value[i] + factor * batch[i];
-    store_params(running, p.param_dtype, c, count, value);
-  };
+  RunningStatistics running(p, plan.C, factor);
   const auto from_running = [&](int64_t c_begin, int64_t c_end) {
     for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
       Tile means, vars;
@@ -166,6 +233,7 @@ void batch_norm_forward_typed(const BatchNormForwardParams& p) {
     });
   };
   const auto from_batch = [&](int64_t c_begin, int64_t c_end) {
+    if (!p.training) return;
     for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
       Tile means, m2, vars;
       combined_moments(work, c, count, means, m2);
@@ -175,24 +243,47 @@ void batch_norm_forward_typed(const BatchNormForwardParams& p) {
       }
       coefficients(c, count, means, vars);
       for (int64_t i = 0; i < count; ++i) vars[i] = m2[i] / (values - 1);
-      move(p.running_mean, c, count, means);
-      move(p.running_var, c, count, vars);
+      running.move(c, count, means, vars);
     });
   };
-  const Affine<scalar_t, kX | kOne> output{
-      nullptr, nullptr, x, static_cast<scalar_t*>(p.y), nullptr, nullptr, mean, scale, shift, nullptr};
-  if (!p.training) return walk<scalar_t>(plan, 2, false, from_running, Nothing{}, Nothing{}, output);
-  walk<scalar_t>(
-      plan, 2, true, Nothing{},
-      [&](int64_t i, int64_t c_begin, int64_t c_end) {
-        if (plan.rows) {
-          row_moments(work, x, i, c_begin, c_end);
-        } else {
-          plane_moments(work, x, i, c_begin, c_end);
-        }
-      },
-      from_batch, output);
-  if (p.num_batches_tracked != nullptr) ++*p.num_batches_tracked;
+  const auto moments = [&](int64_t i, int64_t c_begin, int64_t c_end) {
+    if (plan.rows) {
+      row_moments(work, x, i, c_begin, c_end);
+    } else {
+      plane_moments(work, x, i, c_begin, c_end);
+    }
+  };
+  const auto prepare = [&](int64_t c_begin, int64_t c_end) {
+    if (!p.training && !known) from_running(c_begin, c_end);
+  };
+  // One walk for training, evaluation and known statistics: most of this file's code, it is compiled once.
+  with_activated<scalar_t>(plan, p.activation, [&](const auto& act) {
+    const Affine<scalar_t, kX | kOne, std::decay_t<decltype(act)>> output{
+        nullptr, nullptr, x, static_cast<scalar_t*>(p.y), nullptr, nullptr, mean, scale, shift, nullptr, act};
+    walk<scalar_t>(plan, 2, p.training, prepare, moments, from_batch, output);
+  });
+  if (p.training) running.finish();
+}
+
+template <typename scalar_t>
+void batch_norm_apply_typed(const BatchNormApplyParams& p) {
+  if (p.grad_y == nullptr) {
+    BatchNormForwardParams forward{};
+    forward.dtype = p.dtype;
+    forward.shape = p.shape;
+    forward.x = p.x;
+    forward.mean = const_cast<void*>(p.mean);
+    forward.activation = p.activation;
+    forward.y = p.out;
+    return batch_norm_forward_typed<scalar_t>(forward, /*known=*/true);
+  }
+  using acc_t = acc_type<scalar_t>;
+  const Plan plan = Plan::make<acc_t>(p.shape);
+  const Affine<scalar_t, kUnitGy | kCentred, ActivationGradient<scalar_t>> output{
+      nullptr, static_cast<const scalar_t*>(p.grad_y), static_cast<const scalar_t*>(p.x),
+      static_cast<scalar_t*>(p.out), nullptr, nullptr, static_cast<const acc_t*>(p.mean), nullptr, nullptr, nullptr,
+      ActivationGradient<scalar_t>(plan, p.activation)};
+  walk<scalar_t>(plan, 2, false, Nothing{}, Nothing{}, Nothing{}, output);
 }
 
 // Leaves the partial sums of terms.
@@ -253,11 +344,15 @@ void batch_norm_backward_typed(const BatchNormBackwardParams& p) {
       }
     });
   };
+  scalar_t* grad_residual = static_cast<scalar_t*>(p.grad_residual);
   if (p.training) {
-    return walk<scalar_t>(plan, 3, true, Nothing{}, reducing(work, GradientTerms<scalar_t>{gy, x, mean}),
-                          finish,
-                          Affine<scalar_t, kUnitGy | kX | kOne | kOut>{nullptr, gy, x, grad_x, nullptr, nullptr,
-                                                                       mean, k_x, k_one, k_out});
+    return with_activation_gradient<scalar_t>(plan, p.activation, [&](const auto& act) {
+      using Act = std::decay_t<decltype(act)>;
+      walk<scalar_t>(plan, 3, true, Nothing{},
+                     reducing(work, GradientTerms<scalar_t, Act>{gy, x, mean, act, grad_residual}), finish,
+                     Affine<scalar_t, kUnitGy | kX | kOne | kOut, Act>{nullptr, gy, x, grad_x, nullptr, nullptr,
+                                                                       mean, k_x, k_one, k_out, act});
+    });
   }
   const auto scales = [&](int64_t c_begin, int64_t c_end) {
     for_each_tile(c_begin, c_end, [&](int64_t c, int64_t count) {
@@ -268,25 +363,30 @@ void batch_norm_backward_typed(const BatchNormBackwardParams& p) {
       }
     });
   };
-  if (p.grad_weight == nullptr && p.grad_bias == nullptr) {
+  if (p.grad_weight == nullptr && p.grad_bias == nullptr && p.activation.kind == Activation::kNone) {
     // x has no part in grad_x: an infinity in it must not turn into 0 * inf.
     return walk<scalar_t>(plan, 2, false, scales, Nothing{}, Nothing{},
                           Affine<scalar_t, kUnitGy | kOut>{nullptr, gy, nullptr, grad_x, nullptr, nullptr,
                                                            nullptr, nullptr, nullptr, k_out});
   }
-  if (grad_x != nullptr && stores_around_cache(plan, grad_x)) {
-    const EvaluationGradientTerms<scalar_t, true> terms{gy, x, mean, k_out, grad_x};
+  const auto evaluate = [&](const auto& act, auto around_cache) {
+    const EvaluationGradientTerms<scalar_t, decltype(around_cache)::value, std::decay_t<decltype(act)>> terms{
+        gy, x, mean, k_out, grad_x, act, grad_residual};
     const auto reduce = reducing(work, terms);
     walk<scalar_t>(
         plan, 3, true, scales,
         [&](int64_t i, int64_t c_begin, int64_t c_end) {
           reduce(i, c_begin, c_end);
-          end_stream();
+          if constexpr (decltype(around_cache)::value) end_stream();
         },
         finish);
+  };
+  if (p.activation.kind != Activation::kNone) {
+    evaluate(ActivationGradient<scalar_t>(plan, p.activation), std::false_type{});
+  } else if (grad_x != nullptr && stores_around_cache(plan, grad_x)) {
+    evaluate(NoActivation<scalar_t>{}, std::true_type{});
   } else {
-    const EvaluationGradientTerms<scalar_t, false> terms{gy, x, mean, k_out, grad_x};
-    walk<scalar_t>(plan, 3, true, scales, reducing(work, terms), finish);
+    evaluate(NoActivation<scalar_t>{}, std::false_type{});
   }
 }
 
@@ -360,7 +460,7 @@ int64_t batch_norm_forward_workspace(const BatchNormForwardParams& p) {
     using acc_t = acc_type<scalar_t>;
     const Plan plan = Plan::make<acc_t>(p.shape);
     const bool elsewhere = sums_in_output<scalar_t>(plan, p) != nullptr;
-    bytes = Workspace<acc_t>::bytes(plan, elsewhere ? 0 : forward_sums(p), 2);
+    bytes = Workspace<acc_t>::bytes(plan, elsewhere ? 0 : forward_sums(p), p.activation.scale != nullptr ? 0 : 2);
     return Status::success();
   });
   return bytes;
@@ -377,6 +477,13 @@ int64_t batch_norm_double_backward_workspace(const BatchNormDoubleBackwardParams
 Status batch_norm_forward(const BatchNormForwardParams& p, Stream) {
   return dispatch_dtype(p.dtype, [&](auto scalar) {
     batch_norm_forward_typed<typename decltype(scalar)::type>(p);
+    return Status::success();
+  });
+}
+
+Status batch_norm_apply(const BatchNormApplyParams& p, Stream) {
+  return dispatch_dtype(p.dtype, [&](auto scalar) {
+    batch_norm_apply_typed<typename decltype(scalar)::type>(p);
     return Status::success();
   });
 }

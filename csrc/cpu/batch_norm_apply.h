@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "batch_norm_activation.h"
 #include "batch_norm_plan.h"
 #include "batch_norm_vectors.h"
 
@@ -27,10 +28,12 @@ enum Terms : unsigned {
   kOne = 16,       // k_one
   kOut = 32,       // the sum of the others is multiplied by k_out
   kOptional = 64,  // terms whose tensor or coefficient is null are left out: tested for each vector
+  kCentred = 128,  // no term: the activation wants x - mean
 };
 
-// out = (k_one + gx * k_gx + gy * k_gy + (x - mean) * k_x) * k_out, coefficients per channel.
-template <typename scalar_t, unsigned kTerms>
+// out = (k_one + gx * k_gx + gy * k_gy + (x - mean) * k_x) * k_out, coefficients per channel. An activation
+// takes its part in kUnitGy and after the last of these (batch_norm_activation.h).
+template <typename scalar_t, unsigned kTerms, typename Act = NoActivation<scalar_t>>
 struct Affine {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
@@ -38,6 +41,7 @@ struct Affine {
   const scalar_t *gx, *gy, *x;
   scalar_t* out;                                          // null: there is nothing to do
   const acc_t *k_gx, *k_gy, *mean, *k_x, *k_one, *k_out;  // [C]
+  Act activation{};
 
   // kStreams runs of `length` values of channel c, `pitch` apart.
   template <bool kAroundCache>
@@ -85,6 +89,7 @@ struct Affine {
  private:
   struct Coefficients {
     V gx, gy, mean, x, one, out;
+    typename Act::Channel act;
   };
 
   template <unsigned kTerm>
@@ -97,26 +102,26 @@ struct Affine {
     Coefficients k;
     if (has<kGx>(gx)) k.gx = load(k_gx);
     if (has<kGy>(gy)) k.gy = load(k_gy);
-    if (has<kX>(x)) {
-      k.mean = load(mean);
-      k.x = load(k_x);
-    }
+    if (has<kX | kCentred>(x)) k.mean = load(mean);
+    if (has<kX>(x)) k.x = load(k_x);
     if (has<kOne>(k_one)) k.one = load(k_one);
     if (has<kOut>(k_out)) k.out = load(k_out);
+    k.act = activation.channel(load);
     return k;
   }
 
   // gy joins k_one before the rest: in backward they are a gradient and its mean, whose difference is exact
   // when they are close.
   __attribute__((always_inline)) V value(int64_t at, int64_t count, const Coefficients& k) const {
-    V sum(0);
+    V sum(0), d(0);
+    if (has<kX | kCentred>(x)) d = load_acc(x + at, count) - k.mean;
     if (has<kOne>(k_one)) sum = k.one;
-    if (has<kUnitGy>(gy)) sum = sum + load_acc(gy + at, count);
+    if (has<kUnitGy>(gy)) sum = sum + activation.gradient(load_acc(gy + at, count), d, at, count, k.act);
     if (has<kGy>(gy)) sum = at::vec::fmadd(load_acc(gy + at, count), k.gy, sum);
-    if (has<kX>(x)) sum = at::vec::fmadd(load_acc(x + at, count) - k.mean, k.x, sum);
+    if (has<kX>(x)) sum = at::vec::fmadd(d, k.x, sum);
     if (has<kGx>(gx)) sum = at::vec::fmadd(load_acc(gx + at, count), k.gx, sum);
     if (has<kOut>(k_out)) sum = sum * k.out;
-    return sum;
+    return activation.activated(sum, at, count);
   }
 
   template <bool kAroundCache>

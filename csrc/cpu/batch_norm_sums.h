@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "../ops/batch_norm_math.h"
+#include "batch_norm_activation.h"
 #include "batch_norm_plan.h"
 #include "batch_norm_vectors.h"
 
@@ -61,8 +62,14 @@ struct Deviations {
   }
 };
 
-// gy, gy * (x - mean) and x - mean.
-template <typename scalar_t>
+template <typename T>
+T* moved(T* pointer, int64_t by) {
+  return pointer == nullptr ? nullptr : pointer + by;
+}
+
+// g, g * (x - mean) and x - mean, where g = gy * y' of an activation (batch_norm_activation.h); and g itself,
+// where a residual's gradient is wanted.
+template <typename scalar_t, typename Act>
 struct GradientTerms {
   using scalar = scalar_t;
   using acc_t = acc_type<scalar_t>;
@@ -71,22 +78,40 @@ struct GradientTerms {
 
   const scalar_t *gy, *x;
   const acc_t* mean;  // [C]
+  Act activation;
+  scalar_t* grad_residual;  // null when not wanted
 
-  GradientTerms from(int64_t c) const { return {gy + c, x + c, mean + c}; }
-  Centre<acc_t> broadcast(int64_t c) const { return {V(mean[c])}; }
-  Centre<acc_t> load(int64_t c, int64_t count) const { return {load_acc(mean + c, count)}; }
+  struct Channel {
+    V centre;
+    typename Act::Channel act;
+    Channel first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count), act}; }
+  };
+
+  GradientTerms from(int64_t c) const {
+    return {gy + c, x + c, mean + c, activation.from(c), moved(grad_residual, c)};
+  }
+  Channel broadcast(int64_t c) const {
+    const auto load = [c](const acc_t* values) { return V(values[c]); };
+    return {load(mean), activation.channel(load)};
+  }
+  Channel load(int64_t c, int64_t count) const {
+    const auto load = [=](const acc_t* values) { return load_acc(values + c, count); };
+    return {load(mean), activation.channel(load)};
+  }
 
   template <bool kFirst>
-  __attribute__((always_inline)) void add(V* sums, int64_t at, int64_t count, const Centre<acc_t>& k) const {
-    const V d = load_acc(x + at, count) - k.centre, g = load_acc(gy + at, count);
+  __attribute__((always_inline)) void add(V* sums, int64_t at, int64_t count, const Channel& k) const {
+    const V d = load_acc(x + at, count) - k.centre;
+    const V g = activation.gradient(load_acc(gy + at, count), d, at, count, k.act);
+    if (grad_residual != nullptr) store_acc(grad_residual + at, g, count);
     add_to<kFirst>(sums[0], g);
     add_product_to<kFirst>(sums[1], g, d);
     add_to<kFirst>(sums[2], d);
   }
 };
 
-// gy and gy * (x - mean), and on the way grad_x = gy * scale: evaluation's backward, which needs no sum for it.
-template <typename scalar_t, bool kAroundCache>
+// g and g * (x - mean), and on the way grad_x = g * scale: evaluation's backward, which needs no sum for it.
+template <typename scalar_t, bool kAroundCache, typename Act>
 struct EvaluationGradientTerms {
   using scalar = scalar_t;
   using acc_t = acc_type<scalar_t>;
@@ -96,23 +121,32 @@ struct EvaluationGradientTerms {
   const scalar_t *gy, *x;
   const acc_t *mean, *scale;  // [C]
   scalar_t* grad_x;           // null when not wanted
+  Act activation;
+  scalar_t* grad_residual;  // null when not wanted
 
   struct Channel {
     V centre, scale;
-    Channel first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count), scale}; }
+    typename Act::Channel act;
+    Channel first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count), scale, act}; }
   };
 
   EvaluationGradientTerms from(int64_t c) const {
-    return {gy + c, x + c, mean + c, scale + c, grad_x == nullptr ? nullptr : grad_x + c};
+    return {gy + c,    x + c, mean + c, scale + c, moved(grad_x, c), activation.from(c), moved(grad_residual, c)};
   }
-  Channel broadcast(int64_t c) const { return {V(mean[c]), V(scale[c])}; }
+  Channel broadcast(int64_t c) const {
+    const auto load = [c](const acc_t* values) { return V(values[c]); };
+    return {load(mean), load(scale), activation.channel(load)};
+  }
   Channel load(int64_t c, int64_t count) const {
-    return {load_acc(mean + c, count), load_acc(scale + c, count)};
+    const auto load = [=](const acc_t* values) { return load_acc(values + c, count); };
+    return {load(mean), load(scale), activation.channel(load)};
   }
 
   template <bool kFirst>
   __attribute__((always_inline)) void add(V* sums, int64_t at, int64_t count, const Channel& k) const {
-    const V d = load_acc(x + at, count) - k.centre, g = load_acc(gy + at, count);
+    const V d = load_acc(x + at, count) - k.centre;
+    const V g = activation.gradient(load_acc(gy + at, count), d, at, count, k.act);
+    if (grad_residual != nullptr) store_acc(grad_residual + at, g, count);
     add_to<kFirst>(sums[0], g);
     add_product_to<kFirst>(sums[1], g, d);
     if (grad_x == nullptr) return;
@@ -135,7 +169,7 @@ struct DoubleBackwardTerms {
   const acc_t* mean;  // [C]
 
   DoubleBackwardTerms from(int64_t c) const {
-    return {gx == nullptr ? gx : gx + c, gy == nullptr ? gy : gy + c, x + c, mean + c};
+    return {moved(gx, c), moved(gy, c), x + c, mean + c};
   }
   Centre<acc_t> broadcast(int64_t c) const { return {V(mean[c])}; }
   Centre<acc_t> load(int64_t c, int64_t count) const { return {load_acc(mean + c, count)}; }

@@ -13,45 +13,113 @@
 // parameters' gradients are wanted.
 #include "../ops/batch_norm.h"
 #include "../ops/batch_norm_math.h"
+#include "batch_norm_activation.cuh"
 #include "batch_norm_statistics.cuh"
 #include "channels.cuh"
 #include "dispatch.cuh"
+
+#include <type_traits>
 
 namespace fastnn::cuda {
 namespace {
 
 // ---- forward ------------------------------------------------------------------------------------------------
 
+// y = (x - mean) * scale + shift; not x * scale + (shift - mean * scale), which cancels at large means.
 template <typename scalar_t_>
 struct Normalise {
   using scalar_t = scalar_t_;
   using acc_t = acc_type<scalar_t>;
   static constexpr int kInputs = 1, kOutputs = 1;
   struct Channel {
-    acc_t mean, scale, bias;
+    acc_t mean, scale, shift;
   };
 
   const scalar_t* input[kInputs];
   scalar_t* output[kOutputs];
-  ParamReader<scalar_t> weight, bias;
   const acc_t* mean;
-  const acc_t* invstd;
-  int64_t* batches;  // the counter of batches, null in evaluation
+  const acc_t* scale;
+  const acc_t* shift;
+  int64_t* batches;  // the counter of batches; null where it does not move
 
   // Here and not where the statistics are finished: there other blocks may still have to read it.
   __device__ __forceinline__ void on_first_thread() const {
     if (batches != nullptr) ++*batches;
   }
-
-  __device__ __forceinline__ Channel channel(int64_t c) const {
-    return {mean[c], weight.get(c, 1) * invstd[c], bias.get(c, 0)};
-  }
-
-  // Not x * scale + (bias - mean * scale), which cancels at large means.
+  __device__ __forceinline__ Channel channel(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
   __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[1], acc_t (&out)[1]) const {
-    out[0] = (in[0] - k.mean) * k.scale + k.bias;
+    out[0] = multiply_add(in[0] - k.mean, k.scale, k.shift);
   }
 };
+
+// The same with a residual and an activation; inputs x, residual.
+template <typename scalar_t_, Bits kBits_>
+struct NormaliseActivate {
+  using scalar_t = scalar_t_;
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int kInputs = 2, kOutputs = 1;
+  static constexpr Bits kBits = kBits_;
+  using Channel = typename Normalise<scalar_t>::Channel;
+
+  const scalar_t* input[kInputs];
+  scalar_t* output[kOutputs];
+  const acc_t* mean;
+  const acc_t* scale;
+  const acc_t* shift;
+  int64_t* batches;
+  ActivationOf<scalar_t> act;
+  MaskWords<scalar_t> mask;
+
+  __device__ __forceinline__ void on_first_thread() const {
+    if (batches != nullptr) ++*batches;
+  }
+  __device__ __forceinline__ Channel channel(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
+  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[2], acc_t (&out)[1]) const {
+    const acc_t z = multiply_add(in[0] - k.mean, k.scale, k.shift);
+    out[0] = act.value(input[1] != nullptr ? z + in[1] : z);
+  }
+  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[2], acc_t (&out)[1], bool& bit) const {
+    const acc_t z = multiply_add(in[0] - k.mean, k.scale, k.shift) + in[1];
+    bit = act.positive(z);
+    out[0] = act.value(z);
+  }
+  __device__ __forceinline__ void store_bits(int64_t i, uint32_t bits) const { mask.store(i, bits); }
+};
+
+// The last pass of forward.
+template <typename scalar_t>
+Status normalise(const scalar_t* x, const acc_type<scalar_t>* mean, const acc_type<scalar_t>* scale,
+                 const acc_type<scalar_t>* shift, int64_t* batches, const BatchNormActivation& a, scalar_t* y,
+                 const ChannelShape& shape, Stream stream) {
+  if (a.kind == Activation::kNone) {
+    return map_channels("batch_norm_normalise", Normalise<scalar_t>{{x}, {y}, mean, scale, shift, batches}, shape,
+                        stream);
+  }
+  const auto activate = [&](auto bits) {
+    const NormaliseActivate<scalar_t, decltype(bits)::value> op{{x, static_cast<const scalar_t*>(a.residual)},
+                                                                {y},
+                                                                mean,
+                                                                scale,
+                                                                shift,
+                                                                batches,
+                                                                ActivationOf<scalar_t>(a),
+                                                                {static_cast<uint32_t*>(a.mask)}};
+    return map_channels("batch_norm_normalise_activate", op, shape, stream);
+  };
+  if (a.mask != nullptr) return activate(std::integral_constant<Bits, Bits::kWritten>{});
+  return activate(std::integral_constant<Bits, Bits::kNone>{});
+}
+
+// The workspace: scale and shift where the caller does not keep them, what is held back of the statistics, then
+// the partial sums.
+template <typename acc_t>
+int64_t forward_values(const BatchNormForwardParams& p) {
+  const bool holds_back = p.training && p.skip_nonfinite;
+  return ceil_div(((p.activation.scale == nullptr ? 2 : 0) + (holds_back ? 2 : 0)) * p.shape.C *
+                      static_cast<int64_t>(sizeof(acc_t)),
+                  64) *
+         64 / static_cast<int64_t>(sizeof(acc_t));
+}
 
 template <typename scalar_t>
 Status forward(const BatchNormForwardParams& p, Stream stream) {
@@ -59,42 +127,55 @@ Status forward(const BatchNormForwardParams& p, Stream stream) {
   const ChannelShape shape(p.shape.layout, p.shape.N, p.shape.C, p.shape.S);
   const auto* x = static_cast<const scalar_t*>(p.x);
   auto* mean = static_cast<acc_t*>(p.mean);
-  auto* invstd = static_cast<acc_t*>(p.invstd);
+  auto* values = static_cast<acc_t*>(p.workspace);
+  void* partials = values + forward_values<acc_t>(p);
+  auto* scale = static_cast<acc_t*>(p.activation.scale);
+  auto* shift = static_cast<acc_t*>(p.activation.shift);
+  if (scale == nullptr) {
+    scale = values;
+    shift = values + shape.C;
+    values += 2 * shape.C;
+  }
   const ParamReader<scalar_t> running_mean(p.running_mean, p.param_dtype, p.dtype);
   const ParamReader<scalar_t> running_var(p.running_var, p.param_dtype, p.dtype);
-  const acc_t eps = static_cast<acc_t>(p.eps);
-
+  const ForwardChannels<scalar_t> channels{{p.weight, p.param_dtype, p.dtype},
+                                           {p.bias, p.param_dtype, p.dtype},
+                                           static_cast<acc_t>(p.eps),
+                                           mean,
+                                           static_cast<acc_t*>(p.invstd),
+                                           scale,
+                                           shift};
+  int64_t* batches = nullptr;
   Status status;
   if (p.training) {
     if (shape.elements() == 0) return Status::success();  // no batch: nothing to learn from
-    const Shift<scalar_t> shift(x, shape);
-    const FinishStatistics<scalar_t> finish{shift,
-                                            shape.rows(),
-                                            eps,
-                                            p.momentum,
-                                            p.cumulative,
-                                            p.num_batches_tracked,
-                                            running_mean,
-                                            running_var,
-                                            {p.running_mean, p.param_dtype, p.dtype},
-                                            {p.running_var, p.param_dtype, p.dtype},
-                                            mean,
-                                            invstd};
-    status = reduce_channels("batch_norm_statistics", Statistics<scalar_t>{{x}, shift}, finish, shape,
-                             p.workspace, stream);
+    const RunningStatistics<scalar_t> running{p.momentum,
+                                              p.cumulative,
+                                              p.num_batches_tracked,
+                                              running_mean,
+                                              running_var,
+                                              {p.running_mean, p.param_dtype, p.dtype},
+                                              {p.running_var, p.param_dtype, p.dtype}};
+    acc_t* const held_back = p.skip_nonfinite ? values : nullptr;
+    const Shift<scalar_t> origin(x, shape);
+    const FinishStatistics<scalar_t> finish{origin, shape.rows(), channels, running, held_back, shape.C};
+    status = reduce_channels("batch_norm_statistics", Statistics<scalar_t>{{x}, origin}, finish, shape, partials,
+                             stream);
+    if (!status.ok()) return status;
+    if (held_back == nullptr) {
+      batches = p.num_batches_tracked;
+    } else {
+      status = launch("batch_norm_commit_statistics", commit_statistics_kernel<scalar_t>, dim3(1),
+                      dim3(kCommitThreads), 0, stream, running, held_back, shape.C, p.num_batches_tracked);
+    }
   } else {
-    const TakeRunningStatistics<scalar_t> take{eps, running_mean, running_var, mean, invstd};
+    const TakeRunningStatistics<scalar_t> take{running_mean, running_var, channels};
     status = combine_partials<acc_t>("batch_norm_running_statistics", take, nullptr, 0, shape.C, stream);
   }
   if (!status.ok()) return status;
-  const Normalise<scalar_t> op{{x},
-                               {static_cast<scalar_t*>(p.y)},
-                               {p.weight, p.param_dtype, p.dtype},
-                               {p.bias, p.param_dtype, p.dtype},
-                               mean,
-                               invstd,
-                               p.training ? p.num_batches_tracked : nullptr};
-  return map_channels("batch_norm_normalise", op, shape, stream);
+  return normalise(x, static_cast<const acc_t*>(mean), static_cast<const acc_t*>(scale),
+                   static_cast<const acc_t*>(shift), batches, p.activation, static_cast<scalar_t*>(p.y), shape,
+                   stream);
 }
 
 // ---- backward -----------------------------------------------------------------------------------------------
@@ -131,6 +212,53 @@ struct BackwardSums : SumsOp<scalar_t, 2, 2> {
     for (int k = 0; k < kCount; ++k) {
       chunk.v[0] += values[0][k];
       chunk.v[1] += values[0][k] * channel.xhat(values[1][k]);
+    }
+    sums = combine(sums, chunk);
+  }
+};
+
+// The same of grad_y * y' for grad_y; inputs grad_y, x and, for some activations, y.
+template <typename scalar_t_>
+struct ActivatedBackwardSums {
+  using scalar_t = scalar_t_;
+  using acc_t = acc_type<scalar_t>;
+  using State = Sums<acc_t, 2>;
+  using Partial = State;
+  static constexpr int kInputs = 3;
+  static constexpr Bits kBits = Bits::kRead;
+  struct Channel {
+    Normaliser<acc_t> x;
+    typename ActivationGradient<scalar_t>::Channel act;
+  };
+  struct Step {};
+
+  const scalar_t* input[kInputs];
+  const acc_t* mean;
+  const acc_t* invstd;
+  ActivationGradient<scalar_t> gradient;
+
+  __device__ __forceinline__ Channel channel(int64_t c) const {
+    return {{mean[c], invstd[c]}, gradient.channel(c, mean[c])};
+  }
+  __device__ __forceinline__ Step step(int64_t, int) const { return {}; }
+  __device__ __forceinline__ Partial partial(const State& state, int64_t) const { return state; }
+
+  template <int kVec>
+  __device__ __forceinline__ uint32_t bits(int64_t i) const {
+    return gradient.template bits<kVec>(i);
+  }
+  template <int kCount>
+  __device__ __forceinline__ void adjust(const Channel& k, acc_t (&values)[3][kCount], int i, bool bit) const {
+    values[0][i] = gradient(k.act, values[0][i], values[1][i], values[2][i], bit);
+  }
+  template <int kCount>
+  __device__ __forceinline__ void add(State& sums, const Channel& channel, const acc_t (&values)[3][kCount],
+                                      const auto&) const {
+    State chunk{};
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      chunk.v[0] += values[0][k];
+      chunk.v[1] += values[0][k] * channel.x.xhat(values[1][k]);
     }
     sums = combine(sums, chunk);
   }
@@ -200,6 +328,88 @@ struct GradXEvaluation {
   }
 };
 
+// Inputs grad_y, x, y; outputs grad_x, grad_residual.
+template <typename scalar_t_>
+struct ActivatedGradX {
+  using scalar_t = scalar_t_;
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int kInputs = 3, kOutputs = 2;
+  static constexpr Bits kBits = Bits::kRead;
+  struct Channel {
+    Normaliser<acc_t> x;
+    BatchNormBackwardCoefficients<acc_t> k;
+    typename ActivationGradient<scalar_t>::Channel act;
+  };
+
+  const scalar_t* input[kInputs];
+  scalar_t* output[kOutputs];
+  bool training;
+  const acc_t* mean;
+  const acc_t* invstd;
+  const BatchNormBackwardCoefficients<acc_t>* coefficients;  // training
+  ActivationGradient<scalar_t> gradient;
+
+  __device__ __forceinline__ void on_first_thread() const {}
+  __device__ __forceinline__ Channel channel(int64_t c) const {
+    const auto act = gradient.channel(c, mean[c]);
+    if (training) return {{mean[c], invstd[c]}, coefficients[c], act};
+    return {{mean[c], invstd[c]}, {act.scale, acc_t(0), acc_t(0)}, act};
+  }
+  template <int kVec>
+  __device__ __forceinline__ uint32_t bits(int64_t i) const {
+    return gradient.template bits<kVec>(i);
+  }
+  __device__ __forceinline__ void apply(const Channel& ch, const acc_t (&in)[3], acc_t (&out)[2], bool bit) const {
+    const acc_t g = gradient(ch.act, in[0], in[1], in[2], bit);
+    out[0] = training ? ((g + ch.k.offset) + ch.x.xhat(in[1]) * ch.k.slope) * ch.k.scale : g * ch.k.scale;
+    out[1] = g;
+  }
+};
+
+// grad_y * y' alone; inputs grad_y, x, y.
+template <typename scalar_t_>
+struct ActivationGradientMap {
+  using scalar_t = scalar_t_;
+  using acc_t = acc_type<scalar_t>;
+  static constexpr int kInputs = 3, kOutputs = 1;
+  static constexpr Bits kBits = Bits::kRead;
+  using Channel = typename ActivationGradient<scalar_t>::Channel;
+
+  const scalar_t* input[kInputs];
+  scalar_t* output[kOutputs];
+  const acc_t* mean;
+  ActivationGradient<scalar_t> gradient;
+
+  __device__ __forceinline__ void on_first_thread() const {}
+  __device__ __forceinline__ Channel channel(int64_t c) const { return gradient.channel(c, mean[c]); }
+  template <int kVec>
+  __device__ __forceinline__ uint32_t bits(int64_t i) const {
+    return gradient.template bits<kVec>(i);
+  }
+  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[3], acc_t (&out)[1], bool bit) const {
+    out[0] = gradient(k, in[0], in[1], in[2], bit);
+  }
+};
+
+template <typename scalar_t>
+Status apply(const BatchNormApplyParams& p, Stream stream) {
+  using acc_t = acc_type<scalar_t>;
+  const ChannelShape shape(p.shape.layout, p.shape.N, p.shape.C, p.shape.S);
+  const auto* x = static_cast<const scalar_t*>(p.x);
+  const auto* mean = static_cast<const acc_t*>(p.mean);
+  auto* out = static_cast<scalar_t*>(p.out);
+  if (p.grad_y == nullptr) {
+    return normalise(x, mean, static_cast<const acc_t*>(p.activation.scale),
+                     static_cast<const acc_t*>(p.activation.shift), nullptr, p.activation, out, shape, stream);
+  }
+  const ActivationGradientMap<scalar_t> op{
+      {static_cast<const scalar_t*>(p.grad_y), x, static_cast<const scalar_t*>(p.activation.y)},
+      {out},
+      mean,
+      ActivationGradient<scalar_t>(p.activation)};
+  return map_channels("batch_norm_activation_gradient", op, shape, stream);
+}
+
 // The workspace: the channels' coefficients, then the partial sums.
 template <typename Coefficients>
 int64_t coefficient_bytes(int64_t C) {
@@ -218,6 +428,8 @@ Status backward(const BatchNormBackwardParams& p, Stream stream) {
   const auto* invstd = static_cast<const acc_t*>(p.invstd);
   auto* coefficients = static_cast<Coefficients*>(p.workspace);
   const ParamReader<scalar_t> weight(p.weight, p.param_dtype, p.dtype);
+  const bool activated = p.activation.kind != Activation::kNone;
+  const auto* y = static_cast<const scalar_t*>(p.activation.y);
 
   if ((p.training && grad_x != nullptr) || p.grad_weight != nullptr || p.grad_bias != nullptr) {
     const FinishBackward<scalar_t> finish{p.training,
@@ -227,10 +439,24 @@ Status backward(const BatchNormBackwardParams& p, Stream stream) {
                                           {p.grad_bias, p.param_dtype, p.dtype},
                                           invstd,
                                           coefficients};
-    const BackwardSums<scalar_t> op{{{grad_y, x}, mean, invstd}};
     void* partials = static_cast<unsigned char*>(p.workspace) + coefficient_bytes<Coefficients>(shape.C);
-    const Status status = reduce_channels("batch_norm_backward_sums", op, finish, shape, partials, stream);
+    Status status;
+    if (activated) {
+      const ActivatedBackwardSums<scalar_t> op{{grad_y, x, y}, mean, invstd, ActivationGradient<scalar_t>(p.activation)};
+      status = reduce_channels("batch_norm_activated_backward_sums", op, finish, shape, partials, stream);
+    } else {
+      const BackwardSums<scalar_t> op{{{grad_y, x}, mean, invstd}};
+      status = reduce_channels("batch_norm_backward_sums", op, finish, shape, partials, stream);
+    }
     if (!status.ok()) return status;
+  }
+  if (activated) {
+    auto* grad_residual = static_cast<scalar_t*>(p.grad_residual);
+    if (grad_x == nullptr && grad_residual == nullptr) return Status::success();
+    const ActivatedGradX<scalar_t> op{{grad_y, x, y}, {grad_x, grad_residual}, p.training && grad_x != nullptr,
+                                      mean,           invstd,                  coefficients,
+                                      ActivationGradient<scalar_t>(p.activation)};
+    return map_channels("batch_norm_activated_grad_x", op, shape, stream);
   }
   if (grad_x == nullptr) return Status::success();
   if (!p.training) {
@@ -379,7 +605,17 @@ Status batch_norm_forward(const BatchNormForwardParams& p, Stream stream) {
 }
 
 int64_t batch_norm_forward_workspace(const BatchNormForwardParams& p) {
-  return p.training ? reduction_workspace<Statistics>(p.dtype, p.shape) : 0;
+  int64_t bytes = 0;
+  dispatch_dtype(p.dtype, [&](auto tag) {
+    using acc_t = acc_type<typename decltype(tag)::type>;
+    bytes = forward_values<acc_t>(p) * static_cast<int64_t>(sizeof(acc_t));
+    return Status::success();
+  });
+  return bytes + (p.training ? reduction_workspace<Statistics>(p.dtype, p.shape) : 0);
+}
+
+Status batch_norm_apply(const BatchNormApplyParams& p, Stream stream) {
+  return dispatch_dtype(p.dtype, [&](auto tag) { return apply<typename decltype(tag)::type>(p, stream); });
 }
 
 Status batch_norm_backward(const BatchNormBackwardParams& p, Stream stream) {
@@ -387,8 +623,10 @@ Status batch_norm_backward(const BatchNormBackwardParams& p, Stream stream) {
 }
 
 int64_t batch_norm_backward_workspace(const BatchNormBackwardParams& p) {
-  return coefficient_workspace<BatchNormBackwardCoefficients>(p.shape) +
-         reduction_workspace<BackwardSums>(p.dtype, p.shape);
+  const int64_t sums = p.activation.kind == Activation::kNone
+                           ? reduction_workspace<BackwardSums>(p.dtype, p.shape)
+                           : reduction_workspace<ActivatedBackwardSums>(p.dtype, p.shape);
+  return coefficient_workspace<BatchNormBackwardCoefficients>(p.shape) + sums;
 }
 
 Status batch_norm_double_backward(const BatchNormDoubleBackwardParams& p, Stream stream) {

@@ -141,48 +141,104 @@ struct Statistics {
   }
 };
 
-// From the moments of a batch to what forward saves, and the running statistics.
+// What forward finds of a channel: y = (x - mean) * scale + shift.
 template <typename scalar_t>
-struct FinishStatistics {
+struct ForwardChannels {
   using acc_t = acc_type<scalar_t>;
-  Shift<scalar_t> shift;
-  int64_t count;
+  ParamReader<scalar_t> weight, bias;
   acc_t eps;
+  acc_t* mean;
+  acc_t* invstd;
+  acc_t* scale;
+  acc_t* shift;
+
+  __device__ __forceinline__ void set(int64_t c, acc_t mean_c, acc_t var_c) const {
+    const acc_t invstd_c = inverse_std(var_c, eps);
+    mean[c] = mean_c;
+    invstd[c] = invstd_c;
+    scale[c] = weight.get(c, 1) * invstd_c;
+    shift[c] = bias.get(c, 0);
+  }
+};
+
+// How training moves the running statistics.
+template <typename scalar_t>
+struct RunningStatistics {
+  using acc_t = acc_type<scalar_t>;
   double momentum;
   bool cumulative;
   const int64_t* num_batches_tracked;
   ParamReader<scalar_t> old_mean, old_var;
   ParamWriter<scalar_t> running_mean, running_var;
-  acc_t* mean;
-  acc_t* invstd;
 
-  __device__ __forceinline__ void operator()(int64_t c, const Moments<acc_t>& batch) const {
-    const acc_t batch_mean = shift.get(c) + batch.mean;
-    mean[c] = batch_mean;
-    invstd[c] = inverse_std(batch.m2 / static_cast<acc_t>(count), eps);
+  __device__ __forceinline__ void move(int64_t c, acc_t mean, acc_t unbiased) const {
     double factor = momentum;
     // A cumulative average without its counter stays where it is.
     if (cumulative)
       factor = num_batches_tracked != nullptr ? 1 / (static_cast<double>(*num_batches_tracked) + 1) : 0;
     const acc_t keep = static_cast<acc_t>(1 - factor), take = static_cast<acc_t>(factor);
-    const acc_t unbiased = batch.m2 / static_cast<acc_t>(count > 1 ? count - 1 : 1);
-    running_mean.set(c, keep * old_mean.get(c, 0) + take * batch_mean);
+    running_mean.set(c, keep * old_mean.get(c, 0) + take * mean);
     running_var.set(c, keep * old_var.get(c, 0) + take * unbiased);
   }
 };
+
+// From the moments of a batch to what forward saves, and the running statistics.
+template <typename scalar_t>
+struct FinishStatistics {
+  using acc_t = acc_type<scalar_t>;
+  Shift<scalar_t> origin;
+  int64_t count;
+  ForwardChannels<scalar_t> channels;
+  RunningStatistics<scalar_t> running;
+  acc_t* held_back;  // null, or [2, C] for the batch's mean and unbiased variance, which then move nothing yet
+  int64_t C;
+
+  __device__ __forceinline__ void operator()(int64_t c, const Moments<acc_t>& batch) const {
+    const acc_t mean = origin.get(c) + batch.mean;
+    channels.set(c, mean, batch.m2 / static_cast<acc_t>(count));
+    const acc_t unbiased = batch.m2 / static_cast<acc_t>(count > 1 ? count - 1 : 1);
+    if (held_back == nullptr) {
+      running.move(c, mean, unbiased);
+    } else {
+      held_back[c] = mean;
+      held_back[C + c] = unbiased;
+    }
+  }
+};
+
+inline constexpr int kCommitThreads = 256;
+
+// Moves the running statistics by what was held back if all of it is finite, and then counts the batch. One
+// block: whether it does has to be known of every channel before the first is moved.
+template <typename scalar_t>
+__global__ void __launch_bounds__(kCommitThreads, 1)
+    commit_statistics_kernel(RunningStatistics<scalar_t> running, const acc_type<scalar_t>* held_back, int64_t C,
+                             int64_t* num_batches_tracked) {
+  using acc_t = acc_type<scalar_t>;
+  FASTNN_SHARED(float, scratch, kWarpSize);
+  FASTNN_SHARED(bool, finite, 1);
+  float others = 0;
+  for (int64_t c = threadIdx.x; c < 2 * C; c += kCommitThreads) {
+    others += held_back[c] - held_back[c] == acc_t(0) ? 0.0f : 1.0f;
+  }
+  others = block_reduce(others, scratch);
+  if (threadIdx.x == 0) finite[0] = others == 0;
+  __syncthreads();
+  if (!finite[0]) return;
+  for (int64_t c = threadIdx.x; c < C; c += kCommitThreads) running.move(c, held_back[c], held_back[C + c]);
+  __syncthreads();  // all have read the counter
+  if (threadIdx.x == 0 && num_batches_tracked != nullptr) ++*num_batches_tracked;
+}
 
 // Evaluation: there is nothing to combine, the running statistics are the statistics.
 template <typename scalar_t>
 struct TakeRunningStatistics {
   using acc_t = acc_type<scalar_t>;
-  acc_t eps;
   ParamReader<scalar_t> running_mean, running_var;
-  acc_t* mean;
-  acc_t* invstd;
+  ForwardChannels<scalar_t> channels;
 
   __device__ __forceinline__ void operator()(int64_t c, acc_t) const {
-    mean[c] = running_mean.get(c, 0);
-    invstd[c] = inverse_std(running_var.get(c, 1), eps);
+    channels.set(c, running_mean.get(c, 0), running_var.get(c, 1));
   }
 };
 

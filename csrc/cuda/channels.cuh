@@ -17,9 +17,18 @@
 //   alike add(state, channel, values, step)   values[input][k]: as many as `count` said, one channel's
 //   partial(state, seen)
 // and finish(c, Partial), a struct of its own. A map is described by a struct with
-//   scalar_t, acc_t, kInputs, kOutputs, input as above; scalar_t* output[kOutputs]   null outputs are not
-//   written Channel, channel(c), apply(channel, in[kInputs], out[kOutputs]) on_first_thread()               run
-//   by one thread of the launch
+//   scalar_t, acc_t, kInputs, kOutputs, input as above
+//   scalar_t* output[kOutputs]                       null outputs are not written
+//   Channel, channel(c)
+//   apply(channel, in[kInputs], out[kOutputs])
+//   on_first_thread()                                run by one thread of the launch
+//
+// Either may know a bit of each element (batch_norm_activation.cuh), and then has
+//   kBits                                            kBitsRead or kBitsWritten
+//   bits<kVec>(i)                                    read: of the elements from i on, before
+//   adjust(channel, values, bit) of a reduction      what an element's values become by it
+//   apply(channel, in, out, bit) of a map            bit is read or written
+//   store_bits(i, bits)                              written: by a whole warp, that of its vectors
 #pragma once
 
 #include <cstdint>
@@ -53,6 +62,18 @@ struct ChannelShape {
   int64_t elements() const { return N * C * S; }
   bool vectors_fit(int size) const { return (planes ? S : C) % size == 0; }
 };
+
+enum class Bits { kNone, kRead, kWritten };
+
+// kBits of an op that has it.
+template <typename Op>
+constexpr Bits bits_of() {
+  if constexpr (requires { Op::kBits; }) {
+    return Op::kBits;
+  } else {
+    return Bits::kNone;
+  }
+}
 
 // The kernels' launch bounds ask for one block per multiprocessor and not for the compiler's own guess, with
 // which it spills in order to fit eight; at 32 to 120 registers two to eight fit anyway.
@@ -117,6 +138,14 @@ __device__ __forceinline__ void add_plane(const Op& op, bool aligned, const Offs
 #pragma unroll
     for (int k = 0; k < kCount * kVec; ++k) values[i][k] = to_acc(raw[i][k / kVec].v[k % kVec]);
   }
+  if constexpr (bits_of<Op>() == Bits::kRead) {
+#pragma unroll
+    for (int u = 0; u < kCount; ++u) {
+      const uint32_t bits = op.template bits<kVec>(offset(u));
+#pragma unroll
+      for (int k = 0; k < kVec; ++k) op.adjust(channel, values, u * kVec + k, bits >> k & 1);
+    }
+  }
   op.add(state, channel, values, op.step(seen, kCount * kVec));
 }
 
@@ -164,6 +193,11 @@ __device__ __forceinline__ void add_rows(const Op& op, bool aligned, int64_t off
                                          typename Op::State (&state)[kVec]) {
   Vec<typename Op::scalar_t, kVec> raw[Op::kInputs][kCount];
   load_vectors(op, aligned, [&](int u) { return offset + u * stride; }, raw);
+  [[maybe_unused]] uint32_t bits[kCount];
+  if constexpr (bits_of<Op>() == Bits::kRead) {
+#pragma unroll
+    for (int u = 0; u < kCount; ++u) bits[u] = op.template bits<kVec>(offset + u * stride);
+  }
   const auto step = op.step(seen, kCount);
 #pragma unroll
   for (int k = 0; k < kVec; ++k) {
@@ -172,6 +206,10 @@ __device__ __forceinline__ void add_rows(const Op& op, bool aligned, int64_t off
     for (int i = 0; i < Op::kInputs; ++i) {
 #pragma unroll
       for (int u = 0; u < kCount; ++u) values[i][u] = to_acc(raw[i][u].v[k]);
+    }
+    if constexpr (bits_of<Op>() == Bits::kRead) {
+#pragma unroll
+      for (int u = 0; u < kCount; ++u) op.adjust(channel[k], values, u, bits[u] >> k & 1);
     }
     op.add(state[k], channel[k], values, step);
   }
@@ -298,15 +336,22 @@ __device__ __forceinline__ void store_outputs(const Op& op, int64_t offset, bool
   }
 }
 
-// Element k of the vectors.
+// Element k of the vectors; its bit is bit k of `bits`, which are zero before it is written.
 template <int kVec, typename Op>
 __device__ __forceinline__ void map_element(const Op& op, const typename Op::Channel& channel, int k,
                                             const Vec<typename Op::scalar_t, kVec> (&in)[Op::kInputs],
-                                            Vec<typename Op::scalar_t, kVec> (&out)[Op::kOutputs]) {
+                                            Vec<typename Op::scalar_t, kVec> (&out)[Op::kOutputs],
+                                            [[maybe_unused]] uint32_t& bits) {
   typename Op::acc_t x[Op::kInputs], y[Op::kOutputs];
 #pragma unroll
   for (int i = 0; i < Op::kInputs; ++i) x[i] = to_acc(in[i].v[k]);
-  op.apply(channel, x, y);
+  if constexpr (bits_of<Op>() == Bits::kNone) {
+    op.apply(channel, x, y);
+  } else {
+    bool bit = bits >> k & 1;
+    op.apply(channel, x, y, bit);
+    if constexpr (bits_of<Op>() == Bits::kWritten) bits |= static_cast<uint32_t>(bit) << k;
+  }
 #pragma unroll
   for (int i = 0; i < Op::kOutputs; ++i) out[i].v[k] = from_acc<typename Op::scalar_t>(y[i]);
 }
@@ -317,8 +362,13 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
   const int64_t first = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (first == 0) op.on_first_thread();
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x * kVec;
-  for (int64_t i = first * kVec; i < elements; i += stride) {
+  // Where bits are written whole warps go on together, beyond the last element too.
+  constexpr bool kTogether = bits_of<Op>() == Bits::kWritten;
+  const int64_t ahead = kTogether ? static_cast<int64_t>(threadIdx.x % kWarpSize) * kVec : 0;
+  for (int64_t i = first * kVec; i - ahead < elements; i += stride) {
     const int64_t count = elements - i;
+    uint32_t bits = 0;
+    if constexpr (bits_of<Op>() == Bits::kRead) bits = op.template bits<kVec>(i);
     const bool whole = aligned && count >= kVec;
     Vec<typename Op::scalar_t, kVec> in[Op::kInputs], out[Op::kOutputs];
     load_inputs(op, i, whole, count, in);
@@ -333,9 +383,10 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
         if (++c == C) c = 0;
         channel = op.channel(c);
       }
-      map_element(op, channel, k, in, out);
+      map_element(op, channel, k, in, out, bits);
     }
     store_outputs(op, i, whole, count, out);
+    if constexpr (kTogether) op.store_bits(i, bits);
   }
 }
 
@@ -354,8 +405,10 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   for (int64_t r = first; r < rows; r += stride) {
     Vec<typename Op::scalar_t, kVec> in[Op::kInputs], out[Op::kOutputs];
     load_inputs(op, r * C + c, aligned, kVec, in);
+    uint32_t bits = 0;
+    if constexpr (bits_of<Op>() == Bits::kRead) bits = op.template bits<kVec>(r * C + c);
 #pragma unroll
-    for (int k = 0; k < kVec; ++k) map_element(op, channel[k], k, in, out);
+    for (int k = 0; k < kVec; ++k) map_element(op, channel[k], k, in, out, bits);
     store_outputs(op, r * C + c, aligned, kVec, out);
   }
 }
@@ -369,17 +422,21 @@ Status map_channels(const char* name, const Op& op, const ChannelShape& shape, S
   bool aligned = true;
   for (const scalar_t* p : op.input) aligned = aligned && all_aligned<scalar_t, kWide>({p});
   for (const scalar_t* p : op.output) aligned = aligned && all_aligned<scalar_t, kWide>({p});
-  if (!shape.planes && shape.vectors_fit(kWide)) {
-    const ColumnPlan plan = plan_columns(shape.C / kWide, shape.rows(), 1);
-    return launch(name, map_rows_kernel<Op, kWide>, plan.grid(), plan.block(), 0, stream, op, shape.rows(),
-                  shape.C, aligned);
+  // A warp that votes on bits has to have vectors next to each other, which threads of a row need not be.
+  if constexpr (bits_of<Op>() != Bits::kWritten) {
+    if (!shape.planes && shape.vectors_fit(kWide)) {
+      const ColumnPlan plan = plan_columns(shape.C / kWide, shape.rows(), 1);
+      return launch(name, map_rows_kernel<Op, kWide>, plan.grid(), plan.block(), 0, stream, op, shape.rows(),
+                    shape.C, aligned);
+    }
   }
   // Rows that vectors would straddle are planes of one element.
   const int64_t S = shape.planes ? shape.S : 1;
+  const int64_t last = elements + kWarpSize * kWide;  // of the warp that has the last element
   const int64_t blocks = ceil_div(ceil_div(elements, kWide), kPlaneThreads);
   const dim3 grid(static_cast<unsigned>(blocks < kMapBlocks ? blocks : kMapBlocks));
   return launch(name, map_planes_kernel<Op, kWide>, grid, dim3(kPlaneThreads), 0, stream, op, elements, shape.C,
-                S, Divisor(S, elements), Divisor(shape.C, elements), aligned);
+                S, Divisor(S, last), Divisor(shape.C, last), aligned);
 }
 
 }  // namespace fastnn::cuda

@@ -17,6 +17,7 @@
   X(max_pool_backward, MaxPoolBackwardParams)                  \
   X(max_pool_gather, MaxPoolGatherParams)                      \
   W(batch_norm_forward, BatchNormForwardParams)                \
+  X(batch_norm_apply, BatchNormApplyParams)                    \
   W(batch_norm_backward, BatchNormBackwardParams)              \
   W(batch_norm_double_backward, BatchNormDoubleBackwardParams) \
   X(lstm_cell_forward, LstmCellForwardParams)                  \

@@ -6,6 +6,15 @@
 // Training takes mean and var from the batch, by a method safe at large means (shifted or pairwise-combined
 // sums of squared differences, never E[x^2] - E[x]^2), and moves the running statistics; evaluation takes
 // them from the running statistics. The derivative formulas stand in batch_norm_math.h.
+//
+// An activation may follow in the same pass, and before it a sum with a second tensor:
+//
+//   z = (x - mean) * scale + shift [+ residual],  scale = weight * invstd,  shift = bias
+//   y = z where z > 0 or NaN, else alpha * z (kRectify) or alpha * (exp(z) - 1) (kElu)
+//
+// Backward needs y' alone. Without a residual it finds z again, to the bit, from x, which it reads anyway, and
+// nothing is kept for it. With one, forward leaves a bit for each value (kRectify), or y is read (kElu, whose y'
+// is y + alpha where z <= 0).
 #pragma once
 
 #include <cstdint>
@@ -20,6 +29,34 @@ struct BatchNormShape {
   Layout layout;    // kChannelsFirst: [N, C, S]; kChannelsLast: [N, S, C]; both dense
   int64_t N, C, S;  // S: product of the spatial sizes, 1 for 2-D input
 };
+
+enum class Activation : int {
+  kNone,
+  kRectify,  // alpha 0: ReLU, also of -inf; 1: the identity; else leaky ReLU
+  kElu,
+};
+
+// What follows the normalisation.
+struct BatchNormActivation {
+  Activation kind;
+  double alpha;
+  const void* residual;  // like x; null for none. Forward, and what finds z again, alone
+  // By channel, of the accumulation type. Forward writes them where they are not null, the others read them.
+  void* scale;
+  void* shift;
+  // batch_norm_mask_bytes(): a bit for each value, set where z > 0 or NaN, in an order of the backend's own.
+  // Forward writes it where it is not null; backward finds z from x, or reads y, where it is null.
+  void* mask;
+  const void* y;  // backward of kElu with a residual; else null
+};
+
+// Bytes of a mask: each run of S values, or of C, may begin at a byte of its own, and the last of them may be
+// part of 32.
+inline int64_t batch_norm_mask_bytes(const BatchNormShape& shape) {
+  const bool rows = shape.layout == Layout::kChannelsLast;
+  const int64_t bytes = shape.N * (rows ? shape.S * ((shape.C + 7) / 8) : shape.C * ((shape.S + 7) / 8));
+  return (bytes + 31) / 32 * 32;
+}
 
 struct BatchNormForwardParams {
   DType dtype;        // of x and y
@@ -38,6 +75,10 @@ struct BatchNormForwardParams {
   double momentum;
   bool cumulative;
   int64_t* num_batches_tracked;  // one element, incremented in training; null for none
+  // Training: whether a batch of which a channel's mean or variance is not finite moves no running statistic of
+  // any channel and is not counted.
+  bool skip_nonfinite;
+  BatchNormActivation activation;
   void* y;
   void* mean;       // [C] of the accumulation type; written in both modes
   void* invstd;     // [C] of the accumulation type; written in both modes
@@ -54,10 +95,23 @@ struct BatchNormBackwardParams {
   const void* weight;  // null for 1
   const void* mean;    // [C], accumulation type
   const void* invstd;  // [C], accumulation type
-  void* grad_x;        // each of the three is null when not wanted
+  BatchNormActivation activation;
+  void* grad_x;  // each of the four is null when not wanted
   void* grad_weight;
   void* grad_bias;
-  void* workspace;  // batch_norm_backward_workspace() bytes, aligned to 64
+  void* grad_residual;  // like x: grad_y * y'
+  void* workspace;      // batch_norm_backward_workspace() bytes, aligned to 64
+};
+
+// What forward's last pass does, or its derivative, of statistics that are known.
+struct BatchNormApplyParams {
+  DType dtype;
+  BatchNormShape shape;
+  const void* grad_y;  // null: y is wanted; else grad_y * y'
+  const void* x;
+  const void* mean;  // [C], accumulation type
+  BatchNormActivation activation;
+  void* out;  // like x
 };
 
 // Derivative of backward in the direction (gg_x, gg_weight, gg_bias): with
@@ -84,6 +138,7 @@ struct BatchNormDoubleBackwardParams {
 
 FASTNN_DECLARE_OP(batch_norm_forward, BatchNormForwardParams)
 FASTNN_DECLARE_WORKSPACE(batch_norm_forward, BatchNormForwardParams)
+FASTNN_DECLARE_OP(batch_norm_apply, BatchNormApplyParams)
 FASTNN_DECLARE_OP(batch_norm_backward, BatchNormBackwardParams)
 FASTNN_DECLARE_WORKSPACE(batch_norm_backward, BatchNormBackwardParams)
 FASTNN_DECLARE_OP(batch_norm_double_backward, BatchNormDoubleBackwardParams)

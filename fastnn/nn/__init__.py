@@ -23,6 +23,12 @@ from fastnn.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    BatchNormAddReLU1d,
+    BatchNormAddReLU2d,
+    BatchNormAddReLU3d,
+    BatchNormReLU1d,
+    BatchNormReLU2d,
+    BatchNormReLU3d,
     LazyBatchNorm1d,
     LazyBatchNorm2d,
     LazyBatchNorm3d,
@@ -48,8 +54,18 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
 )
 """The layers that are fastnn's own; each has the name of the torch layer that it stands in for."""
 
+ADDED: tuple[type[torch.nn.Module], ...] = (
+    BatchNormAddReLU1d,
+    BatchNormAddReLU2d,
+    BatchNormAddReLU3d,
+    BatchNormReLU1d,
+    BatchNormReLU2d,
+    BatchNormReLU3d,
+)
+"""Layers that torch has not."""
+
 __all__ = sorted(  # torch.nn's public names, so that a star import here brings what it brings there
-    {name for name in dir(torch.nn) if not name.startswith("_")} | {cls.__name__ for cls in IMPLEMENTED}
+    {name for name in dir(torch.nn) if not name.startswith("_")} | {cls.__name__ for cls in IMPLEMENTED + ADDED}
 )
 
 

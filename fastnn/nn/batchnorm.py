@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,10 +17,18 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
     It differs from torch's in who counts: the op itself increments ``num_batches_tracked`` and, for
     ``momentum=None``, reads it on the device, so that nothing waits for the device, and a call that raises has
     changed no buffer.
+
+    ``skip_nonfinite_stats``, an attribute to be set, is that of :func:`fastnn.functional.batch_norm`.
     """
+
+    skip_nonfinite_stats: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
+        return self._normalise(functional.batch_norm, input)
+
+    def _normalise(self, function: Callable[..., Tensor], input: Tensor, *others: Tensor, **options: Any) -> Tensor:
+        """One of the functions, with this layer's arguments; ``others`` follow the input."""
         self._check_input_dim(input)
         momentum = self.momentum
         if self.training and not self.track_running_stats:
@@ -27,8 +38,9 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
             num_batches_tracked = self.num_batches_tracked if self.training else None
         if momentum is None and num_batches_tracked is None:
             momentum = 0.0  # an average over batches that nobody counts: torch leaves the statistics as they are
-        return functional.batch_norm(
+        return function(
             input,
+            *others,
             running_mean,
             running_var,
             self.weight,
@@ -37,6 +49,8 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
             momentum,
             self.eps,
             num_batches_tracked=num_batches_tracked,
+            skip_nonfinite_stats=self.skip_nonfinite_stats,
+            **options,
         )
 
 
@@ -80,3 +94,104 @@ class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d, BatchNorm3d):
     """``torch.nn.LazyBatchNorm3d`` that becomes fastnn's :class:`BatchNorm3d` at its first input."""
 
     cls_to_become = BatchNorm3d
+
+
+class _Activated(_BatchNormForward):
+    """What the layers with an activation add: which one, kept in attributes and not in the ``state_dict``.
+
+    Args:
+        num_features: C, and the rest as the layer without an activation takes it.
+        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"`` or ``"identity"``.
+        alpha: the activation's parameter; None for torch's default.
+
+    Raises:
+        ValueError: for an activation that there is not.
+    """
+
+    def __init__(
+        self, num_features: int, *args: Any, activation: str = "relu", alpha: float | None = None, **kwargs: Any
+    ) -> None:
+        if activation not in functional.ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(functional.ACTIVATIONS)}, but got {activation!r}")
+        super().__init__(num_features, *args, **kwargs)
+        self.activation = activation
+        self.alpha = alpha
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch prints them."""
+        alpha = "" if self.alpha is None else f", alpha={self.alpha}"
+        return f"{super().extra_repr()}, activation={self.activation}{alpha}"
+
+
+class _WithActivation(_Activated):
+    def forward(self, input: Tensor) -> Tensor:
+        """See the class."""
+        return self._normalise(functional.batch_norm_relu, input, activation=self.activation, alpha=self.alpha)
+
+
+class _WithResidual(_Activated):
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:
+        """See the class."""
+        return self._normalise(
+            functional.batch_norm_add_relu, input, residual, activation=self.activation, alpha=self.alpha
+        )
+
+
+class BatchNormReLU1d(_WithActivation, BatchNorm1d):
+    """:class:`BatchNorm1d` and an activation in one: :func:`fastnn.functional.batch_norm_relu`.
+
+    Args: see the layer without an activation; ``activation`` and ``alpha`` as keywords.
+
+    Shape:
+        ``[N, C]`` or ``[N, C, L]`` to the same.
+    """
+
+
+class BatchNormAddReLU1d(_WithResidual, BatchNorm1d):
+    """The end of a residual block: :func:`fastnn.functional.batch_norm_add_relu` of an input and a residual.
+
+    Args: see the layer without an activation; ``activation`` and ``alpha`` as keywords.
+
+    Shape:
+        ``[N, C]`` or ``[N, C, L]``, twice, to the same.
+    """
+
+
+class BatchNormReLU2d(_WithActivation, BatchNorm2d):
+    """:class:`BatchNorm2d` and an activation in one: :func:`fastnn.functional.batch_norm_relu`.
+
+    Args: see the layer without an activation; ``activation`` and ``alpha`` as keywords.
+
+    Shape:
+        ``[N, C, H, W]`` to the same.
+    """
+
+
+class BatchNormAddReLU2d(_WithResidual, BatchNorm2d):
+    """The end of a residual block: :func:`fastnn.functional.batch_norm_add_relu` of an input and a residual.
+
+    Args: see the layer without an activation; ``activation`` and ``alpha`` as keywords.
+
+    Shape:
+        ``[N, C, H, W]``, twice, to the same.
+    """
+
+
+class BatchNormReLU3d(_WithActivation, BatchNorm3d):
+    """:class:`BatchNorm3d` and an activation in one: :func:`fastnn.functional.batch_norm_relu`.
+
+    Args: see the layer without an activation; ``activation`` and ``alpha`` as keywords.
+
+    Shape:
+        ``[N, C, D, H, W]`` to the same.
+    """
+
+
+class BatchNormAddReLU3d(_WithResidual, BatchNorm3d):
+    """The end of a residual block: :func:`fastnn.functional.batch_norm_add_relu` of an input and a residual.
+
+    Args: see the layer without an activation; ``activation`` and ``alpha`` as keywords.
+
+    Shape:
+        ``[N, C, D, H, W]``, twice, to the same.
+    """

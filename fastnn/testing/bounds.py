@@ -248,6 +248,25 @@ def _expected_max_pool2d(case: MaxPool2dCase, inputs, cotangents, originals) -> 
     )
 
 
+def _activated(case: BatchNormCase, z: Bounded, arithmetic: Arithmetic) -> tuple[Bounded, Bounded]:
+    """What an activation gives, and its slope. Both its branches are 0 at 0, and steeper than their bound nowhere."""
+    u, steepest = z.u, max(1.0, abs(case.alpha))
+    value = reference.activation(z.value, case.activation, case.alpha)
+    y = Bounded(value, steepest * z.error + FUNCTION_ERROR * u * value.abs(), u)
+    if case.activation == "identity":
+        return y, Bounded.exact(torch.ones_like(value), u)
+    below = {"relu": torch.zeros_like(value), "leaky_relu": torch.full_like(value, case.alpha)}
+    slope_below = below.get(case.activation, value + case.alpha)
+    slope = torch.where(z.value <= 0, slope_below, 1.0)
+    error = torch.where(z.value <= 0, u * slope_below.abs(), 0.0)  # alpha is rounded
+    if case.activation == "elu":
+        # alpha exp(z), or the output as it is stored and alpha.
+        error = torch.where(z.value <= 0, y.stored(arithmetic).error + (FUNCTION_ERROR + 2) * u * steepest, 0.0)
+    # Which branch it is, is not known nearer to 0 than z is.
+    jump = (1 - slope_below).abs().clamp(min=abs(1 - case.alpha))
+    return y, Bounded(slope, torch.where(z.value.abs() <= z.error, jump, error), u)
+
+
 def _expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> Expected:
     arithmetic = Arithmetic.of(originals["input"].dtype)
     x, grad = inputs["input"], cotangents[0]
@@ -303,7 +322,15 @@ def _expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> 
     )
     if "bias" in inputs:
         y = y + inputs["bias"].view(shape)
-    result = Expected(outputs=[y.stored(arithmetic)], buffers=buffers)
+    result = Expected(buffers=buffers)
+    if case.residual:
+        y = y + inputs["residual"]
+    if case.activation is not None:
+        y, slope = _activated(case, y, arithmetic)
+        exact_grad = exact_grad * slope
+    result.outputs.append(y.stored(arithmetic))
+    if case.residual:
+        result.gradients["residual"] = exact_grad.stored(arithmetic)
 
     sum_grad = exact_grad.sum(axes, count)
     sum_grad_xhat = (exact_grad * xhat).sum(axes, count)

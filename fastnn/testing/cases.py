@@ -24,11 +24,32 @@ PRECISE = (torch.float64, torch.float32)  # can tell 1e4 from 1e4 + 1e-3
 
 LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "transposed")
 
+
+def _torch_activated(*arguments: Any, activation: str, alpha: float, **options: Any) -> Tensor:
+    z = torch.nn.functional.batch_norm(*arguments, **options)
+    return _torch_activation(z, activation, alpha)
+
+
+def _torch_activated_sum(input: Tensor, residual: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    activation, alpha = options.pop("activation"), options.pop("alpha")
+    return _torch_activation(torch.nn.functional.batch_norm(input, *arguments, **options) + residual, activation, alpha)
+
+
+def _torch_activation(z: Tensor, activation: str, alpha: float) -> Tensor:
+    if activation == "leaky_relu":
+        return torch.nn.functional.leaky_relu(z, alpha)
+    if activation == "elu":
+        return torch.nn.functional.elu(z, alpha)
+    return z.relu() if activation == "relu" else z
+
+
 # The namespace with which ``apply`` runs a case on torch's own kernels.
 TORCH = SimpleNamespace(
     conv2d=torch.nn.functional.conv2d,
     max_pool2d=torch.nn.functional.max_pool2d,
     batch_norm=torch.nn.functional.batch_norm,
+    batch_norm_relu=_torch_activated,
+    batch_norm_add_relu=_torch_activated_sum,
     lstm_cell=torch.lstm_cell,
 )
 
@@ -237,14 +258,15 @@ class MaxPool2dCase(Case):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNormCase(Case):
-    """input [N, C, ...] of rank 2 to 5; weight, bias and running statistics [C].
+    """input [N, C, ...] of rank 2 to 5, residual likewise; weight, bias and running statistics [C].
 
-    ``mixed`` keeps the parameters and the running statistics in float32 beside an input of a half dtype.
+    ``mixed`` keeps the parameters and the running statistics in float32 beside an input of a half dtype. With an
+    ``activation`` it is ``batch_norm_relu``, and with a ``residual`` too ``batch_norm_add_relu``.
     """
 
     op: ClassVar[str] = "batch_norm"
     outputs: ClassVar[tuple[str, ...]] = ("output",)
-    differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
+    differentiable: ClassVar[tuple[str, ...]] = ("input", "residual", "weight", "bias")
     shape: tuple[int, ...]
     training: bool = True
     affine: bool = True
@@ -252,12 +274,17 @@ class BatchNormCase(Case):
     momentum: float = 0.1
     eps: float = 1e-5
     mixed: bool = False
+    activation: str | None = None
+    alpha: float = 0.0
+    residual: bool = False
 
     def make_inputs(self, dtype, device, layout, generator):
         """See ``Case.make_inputs``."""
         channels = self.shape[1]
         param_dtype = torch.float32 if self.mixed and dtype in (torch.bfloat16, torch.float16) else dtype
         inputs = {"input": draw(self.shape, self.values, generator).to(dtype)}
+        if self.residual:
+            inputs["residual"] = draw(self.shape, "normal", generator).to(dtype)
         if self.affine:
             inputs["weight"] = draw((channels,), "normal", generator).to(param_dtype)
             inputs["bias"] = draw((channels,), "normal", generator).to(param_dtype)
@@ -269,23 +296,20 @@ class BatchNormCase(Case):
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
         # Repeating a channel keeps its variance; repeating a sample would not for inputs of rank 2.
         return {
-            name: lay_out(tensor, layout, expand_dim=1 if name == "input" else 0) for name, tensor in inputs.items()
+            name: lay_out(tensor, layout, expand_dim=0 if tensor.dim() == 1 else 1) for name, tensor in inputs.items()
         }
 
     def apply(self, functional, inputs):
         """See ``Case.apply``."""
-        return (
-            functional.batch_norm(
-                inputs["input"],
-                inputs.get("running_mean"),
-                inputs.get("running_var"),
-                inputs.get("weight"),
-                inputs.get("bias"),
-                training=self.training,
-                momentum=self.momentum,
-                eps=self.eps,
-            ),
-        )
+        options: dict[str, Any] = {"training": self.training, "momentum": self.momentum, "eps": self.eps}
+        function, images = functional.batch_norm, [inputs["input"]]
+        if self.activation is not None:
+            function = functional.batch_norm_add_relu if self.residual else functional.batch_norm_relu
+            options |= {"activation": self.activation, "alpha": self.alpha}
+        if self.residual:
+            images.append(inputs["residual"])
+        by_channel = (inputs.get(name) for name in ("running_mean", "running_var", "weight", "bias"))
+        return (function(*images, *by_channel, **options),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -515,6 +539,41 @@ BATCH_NORM = (
     _norm("eval_large_mean", (3, 5, 4, 6), training=False, values="large_mean", dtypes=PRECISE, small=True),
 )
 
+BATCH_NORM_ACTIVATED = (
+    _norm("relu", (3, 5, 4, 6), activation="relu", small=True),
+    _norm("relu_2d", (6, 5), activation="relu", small=True),
+    _norm("relu_5d", (2, 3, 4, 5, 3), activation="relu", small=True),
+    _norm("relu_wide", (3, 130, 7, 5), activation="relu", crosses_tile=True),
+    _norm("relu_channels_16", (3, 16, 5, 4), activation="relu", small=True),
+    _norm("relu_large_plane", (2, 2, 41, 43), activation="relu", crosses_tile=True),
+    _norm("relu_no_affine", (3, 5, 4, 6), activation="relu", affine=False, small=True),
+    _norm("relu_mixed", (3, 5, 4, 6), activation="relu", mixed=True, small=True),
+    _norm("relu_eval", (3, 5, 4, 6), activation="relu", training=False, small=True),
+    _norm("relu_batch_0", (0, 4, 5, 7), activation="relu", small=True),
+    _norm("relu_nonfinite", (2, 9, 5, 4), activation="relu", values="nonfinite", small=True),
+    _norm("leaky", (3, 5, 4, 6), activation="leaky_relu", alpha=0.1, small=True),
+    _norm("leaky_eval", (3, 5, 4, 7), activation="leaky_relu", alpha=-0.5, training=False, small=True),
+    _norm("elu", (3, 5, 4, 6), activation="elu", alpha=1.0, small=True),
+    _norm("elu_eval", (3, 5, 7, 6), activation="elu", alpha=1.5, training=False, small=True),
+    _norm("add_relu", (3, 5, 4, 6), activation="relu", residual=True, small=True),
+    _norm("add_relu_2d", (6, 5), activation="relu", residual=True, small=True),
+    _norm("add_relu_5d", (2, 3, 4, 5, 3), activation="relu", residual=True, small=True),
+    _norm("add_relu_7x7", (3, 20, 7, 7), activation="relu", residual=True, small=True),
+    _norm("add_relu_wide", (3, 130, 7, 5), activation="relu", residual=True, crosses_tile=True),
+    _norm("add_relu_channels_64", (2, 64, 5, 8), activation="relu", residual=True, crosses_tile=True),
+    _norm("add_relu_large_plane", (2, 2, 41, 43), activation="relu", residual=True, crosses_tile=True),
+    _norm("add_relu_many_values", (3, 3, 67, 71), activation="relu", residual=True),
+    _norm("add_relu_one_channel", (3, 1, 5, 5), activation="relu", residual=True, small=True),
+    _norm("add_relu_mixed", (3, 5, 4, 6), activation="relu", residual=True, mixed=True, small=True),
+    _norm("add_relu_eval", (3, 5, 4, 6), activation="relu", residual=True, training=False, small=True),
+    _norm("add_relu_batch_0", (0, 4, 5, 7), activation="relu", residual=True, small=True),
+    _norm("add_leaky", (3, 17, 4, 6), activation="leaky_relu", alpha=0.1, residual=True, small=True),
+    _norm("add_elu", (3, 5, 4, 6), activation="elu", alpha=1.0, residual=True, small=True),
+    _norm("add_elu_eval", (3, 5, 4, 6), activation="elu", alpha=0.7, residual=True, training=False, small=True),
+    _norm("add", (3, 5, 4, 6), activation="identity", alpha=1.0, residual=True, small=True),
+    _norm("add_eval", (3, 5, 4, 6), activation="identity", alpha=1.0, residual=True, training=False, small=True),
+)
+
 
 def _lstm(id: str, rows: int, input_size: int, hidden_size: int, **options: Any) -> LstmCellCase:
     return LstmCellCase(id=id, rows=rows, input_size=input_size, hidden_size=hidden_size, **options)
@@ -545,7 +604,7 @@ LSTM_CELL = (
 CASES: dict[str, tuple[Case, ...]] = {
     "conv2d": CONV2D,
     "max_pool2d": MAX_POOL2D,
-    "batch_norm": BATCH_NORM,
+    "batch_norm": (*BATCH_NORM, *BATCH_NORM_ACTIVATED),
     "lstm_cell": LSTM_CELL,
 }
 

@@ -185,6 +185,22 @@ def batch_norm(
     return y, running_mean, running_var
 
 
+def activation(z: Tensor, name: str, alpha: float) -> Tensor:
+    """The activations that may follow :func:`batch_norm`.
+
+    Args:
+        z: any shape.
+        name: ``relu``, ``leaky_relu`` (Maas et al. 2013), ``elu`` (Clevert et al. 2016) or ``identity``.
+        alpha: ``negative_slope`` of the second, ``alpha`` of the third.
+    """
+    if name == "identity":
+        return z
+    # Where z is not below 0, what stands for it in the other branch must have a derivative that is finite.
+    below = torch.where(z <= 0, z, 0.0)
+    others = {"relu": torch.zeros_like(z), "leaky_relu": alpha * below, "elu": alpha * below.expm1()}
+    return torch.where(z <= 0, others[name], z)
+
+
 def lstm_cell(
     input: Tensor,
     hx: tuple[Tensor, Tensor],

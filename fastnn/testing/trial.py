@@ -134,7 +134,10 @@ def oracle(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         return reference.max_pool2d(inputs["input"], **case.options)[:1]
     if case.op == "batch_norm":
         statistics = [inputs.get(name) for name in ("running_mean", "running_var", "weight", "bias")]
-        return reference.batch_norm(inputs["input"], *statistics, case.training, case.momentum, case.eps)[:1]
+        z, *_ = reference.batch_norm(inputs["input"], *statistics, case.training, case.momentum, case.eps)
+        if "residual" in inputs:
+            z = z + inputs["residual"]
+        return (z if case.activation is None else reference.activation(z, case.activation, case.alpha),)
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     return reference.lstm_cell(inputs["input"], (inputs["hx"], inputs["cx"]), *(inputs.get(n) for n in names))
 

@@ -85,6 +85,24 @@ FASTNN_FAULTY(shared_vector_misaligned, "memcheck", R"re(misaligned: 0x\w+ is no
   return nullptr;
 }
 
+// All read a counter, then one reads it again and moves it.
+__global__ void moved_counter_kernel(int* counter, int* seen, bool ordered) {
+  seen[threadIdx.x] = *counter;
+  if (ordered) __syncthreads();
+  if (threadIdx.x == 0) ++*counter;
+}
+FASTNN_CORRECT(counter_read_by_all_then_moved) {
+  DeviceArray<int> counter(1, 3), seen(96);
+  FASTNN_RUN("moved_counter_kernel", moved_counter_kernel, dim3(1), dim3(96), 0, nullptr, counter.data(), seen.data(), true);
+  FASTNN_EXPECT(counter[0] == 4 && seen[95] == 3, "counter is %d, seen as %d", counter[0], seen[95]);
+  return nullptr;
+}
+FASTNN_FAULTY(counter_moved_while_others_read, "racecheck", R"re(with nothing that orders the two: a race)re") {
+  DeviceArray<int> counter(1, 3), seen(96);
+  FASTNN_RUN("moved_counter_kernel", moved_counter_kernel, dim3(1), dim3(96), 0, nullptr, counter.data(), seen.data(), false);
+  return nullptr;
+}
+
 __global__ void read_of_nothing_kernel(const int* x, int* y) { y[threadIdx.x] = x[threadIdx.x]; }
 __global__ void write_kernel(int* x, int n) {
   if (static_cast<int>(threadIdx.x) < n) x[threadIdx.x] = 5;

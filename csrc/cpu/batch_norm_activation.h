@@ -1,0 +1,246 @@
+// What follows a normalisation in the same pass, and its derivative (ops/batch_norm.h has the formulas).
+//
+// Each is a policy of the passes in batch_norm_apply.h and batch_norm_sums.h, called for one vector. Which of
+// their tensors are there is tested each time: the tests always fall the same way, and cost less than kernels
+// for each.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../ops/batch_norm.h"
+#include "batch_norm_plan.h"
+#include "batch_norm_vectors.h"
+
+namespace fastnn::FASTNN_BACKEND::bn {
+
+// Lanes that are positive or NaN.
+template <typename acc_t>
+class PositiveLanes {
+ public:
+  using V = Vec<acc_t>;
+  static constexpr int64_t W = kLanes<acc_t>;
+
+  __attribute__((always_inline)) static PositiveLanes of(const V& z) {
+    PositiveLanes lanes;
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (sizeof(acc_t) == 4) {
+      lanes.mask_ = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NLE_UQ);
+    } else {
+      lanes.mask_ = _mm512_cmp_pd_mask(z, _mm512_setzero_pd(), _CMP_NLE_UQ);
+    }
+#else
+    lanes.others_ = z <= V(0);
+#endif
+    return lanes;
+  }
+
+  // Lane i is bit i.
+  __attribute__((always_inline)) static PositiveLanes of_bits(uint32_t bits) {
+    PositiveLanes lanes;
+#if defined(CPU_CAPABILITY_AVX512)
+    lanes.mask_ = static_cast<Mask>(bits);
+#else
+    acc_t values[W];
+    for (int i = 0; i < W; ++i) values[i] = static_cast<acc_t>(bits >> i & 1);
+    lanes.others_ = V::loadu(values) <= V(0);
+#endif
+    return lanes;
+  }
+
+  __attribute__((always_inline)) uint32_t bits() const {
+#if defined(CPU_CAPABILITY_AVX512)
+    return mask_;
+#elif defined(CPU_CAPABILITY_AVX2)
+    if constexpr (sizeof(acc_t) == 4) {
+      return ~_mm256_movemask_ps(others_);
+    } else {
+      return ~_mm256_movemask_pd(others_);
+    }
+#else
+    acc_t values[W];
+    V::blendv(V(1), V(0), others_).store(values);
+    uint32_t bits = 0;
+    for (int i = 0; i < W; ++i) bits |= static_cast<uint32_t>(values[i]) << i;
+    return bits;
+#endif
+  }
+
+  // a in these lanes, b in the others.
+  __attribute__((always_inline)) V select(const V& a, const V& b) const {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (sizeof(acc_t) == 4) {
+      return _mm512_mask_blend_ps(mask_, b, a);
+    } else {
+      return _mm512_mask_blend_pd(mask_, b, a);
+    }
+#else
+    return V::blendv(a, b, others_);
+#endif
+  }
+
+ private:
+#if defined(CPU_CAPABILITY_AVX512)
+  using Mask = std::conditional_t<sizeof(acc_t) == 4, __mmask16, __mmask8>;
+  Mask mask_;
+#else
+  V others_;
+#endif
+};
+
+// A bit for each value. Lines of the plan, planes of S or rows of C, begin at a byte each: no two threads write
+// to one byte.
+template <typename acc_t>
+class MaskBits {
+ public:
+  MaskBits(const Plan& plan, uint8_t* bits)
+      : bits_(bits),
+        line_(plan.rows ? plan.C : plan.S),
+        line_bytes_(ceil_div(line_, 8)),
+        inverse_(line_ > 1 ? ~uint64_t{0} / static_cast<uint64_t>(line_) + 1 : 0) {}
+
+  explicit operator bool() const { return bits_ != nullptr; }
+
+  // Of the `count` values from `at` on, which lie in one line, from a whole vector of its beginning.
+  __attribute__((always_inline)) uint32_t load(int64_t at, int64_t count) const {
+    const Place place = place_of(at);
+    uint32_t bits = 0;
+    std::memcpy(&bits, place.byte, static_cast<size_t>(count + 7) / 8);
+    return bits >> place.bit;
+  }
+
+  __attribute__((always_inline)) void store(int64_t at, int64_t count, uint32_t bits) const {
+    const Place place = place_of(at);
+    if constexpr (kLanes<acc_t> < 8) {
+      // A vector is half of a byte: the second one leaves the first in place.
+      const uint32_t first = place.bit > 0 ? *place.byte & ((1u << place.bit) - 1) : 0;
+      *place.byte = static_cast<uint8_t>(first | (bits & ((1u << count) - 1)) << place.bit);
+    } else {
+      std::memcpy(place.byte, &bits, static_cast<size_t>(count + 7) / 8);
+    }
+  }
+
+ private:
+  struct Place {
+    uint8_t* byte;
+    int bit;
+  };
+
+  // A division for each vector, by a product: right up to 2^64 / line_ values.
+  __attribute__((always_inline)) Place place_of(int64_t at) const {
+    const auto line = static_cast<int64_t>(static_cast<unsigned __int128>(inverse_) * static_cast<uint64_t>(at) >> 64);
+    const int64_t within = at - line * line_;
+    return {bits_ + line * line_bytes_ + within / 8, kLanes<acc_t> < 8 ? static_cast<int>(within % 8) : 0};
+  }
+
+  uint8_t* bits_;
+  int64_t line_, line_bytes_;
+  uint64_t inverse_;
+};
+
+// The values of a pass as they are.
+template <typename scalar_t>
+struct NoActivation {
+  using V = Vec<acc_type<scalar_t>>;
+  struct Channel {};
+  template <typename Load>
+  Channel channel(const Load&) const {
+    return {};
+  }
+  NoActivation from(int64_t) const { return *this; }
+  V activated(const V& z, int64_t, int64_t) const { return z; }
+  V gradient(const V& gy, const V&, int64_t, int64_t, const Channel&) const { return gy; }
+};
+
+// alpha * (exp(z) - 1), and its derivative. Not inlined: the exponential is a call in any case, and this would
+// stand in every loop of every pass.
+template <typename acc_t>
+__attribute__((noinline)) Vec<acc_t> elu_below(const Vec<acc_t>& z, acc_t alpha) {
+  return z.expm1() * Vec<acc_t>(alpha);
+}
+template <typename acc_t>
+__attribute__((noinline)) Vec<acc_t> elu_slope_below(const Vec<acc_t>& z, acc_t alpha) {
+  return z.exp() * Vec<acc_t>(alpha);
+}
+
+// Forward: y of z.
+template <typename scalar_t>
+struct Activated : NoActivation<scalar_t> {
+  using acc_t = acc_type<scalar_t>;
+  using V = Vec<acc_t>;
+
+  bool elu;
+  const scalar_t* residual;
+  MaskBits<acc_t> mask;
+  acc_t alpha;
+
+  Activated(const Plan& plan, const BatchNormActivation& a)
+      : elu(a.kind == Activation::kElu),
+        residual(static_cast<const scalar_t*>(a.residual)),
+        mask(plan, static_cast<uint8_t*>(a.mask)),
+        alpha(static_cast<acc_t>(a.alpha)) {}
+
+  __attribute__((always_inline)) V activated(V z, int64_t at, int64_t count) const {
+    if (residual != nullptr) z = z + load_acc(residual + at, count);
+    const auto positive = PositiveLanes<acc_t>::of(z);
+    if (mask) mask.store(at, count, positive.bits());
+    if (elu) return positive.select(z, elu_below(z, alpha));
+    return positive.select(z, alpha == 0 ? V(0) : z * V(alpha));
+  }
+};
+
+// Backward: grad_y * y', from bits, from y, or from d = x - mean.
+template <typename scalar_t>
+struct ActivationGradient : NoActivation<scalar_t> {
+  using acc_t = acc_type<scalar_t>;
+  using V = Vec<acc_t>;
+
+  bool elu;
+  const scalar_t* y;
+  MaskBits<acc_t> mask;
+  const acc_t *scale, *shift;
+  acc_t alpha;
+  int64_t c0 = 0;  // values are counted from this channel on
+
+  ActivationGradient(const Plan& plan, const BatchNormActivation& a)
+      : elu(a.kind == Activation::kElu),
+        y(static_cast<const scalar_t*>(a.y)),
+        mask(plan, static_cast<uint8_t*>(a.mask)),
+        scale(static_cast<const acc_t*>(a.scale)),
+        shift(static_cast<const acc_t*>(a.shift)),
+        alpha(static_cast<acc_t>(a.alpha)) {}
+
+  ActivationGradient from(int64_t c) const {
+    ActivationGradient moved = *this;
+    moved.c0 += c;
+    moved.scale += c;
+    moved.shift += c;
+    return moved;
+  }
+
+  struct Channel {
+    V scale, shift;
+  };
+  template <typename Load>
+  __attribute__((always_inline)) Channel channel(const Load& load) const {
+    return {load(scale), load(shift)};
+  }
+
+  __attribute__((always_inline)) V gradient(const V& gy, const V& d, int64_t at, int64_t count,
+                                            const Channel& k) const {
+    if (mask) {
+      const auto positive = PositiveLanes<acc_t>::of_bits(mask.load(c0 + at, count));
+      return positive.select(gy, alpha == 0 ? V(0) : gy * V(alpha));
+    }
+    if (y != nullptr) {
+      const V value = load_acc(y + c0 + at, count);
+      return PositiveLanes<acc_t>::of(value).select(gy, gy * (value + V(alpha)));
+    }
+    const V z = at::vec::fmadd(d, k.scale, k.shift);
+    const auto positive = PositiveLanes<acc_t>::of(z);
+    if (elu) return positive.select(gy, gy * elu_slope_below(z, alpha));
+    return positive.select(gy, alpha == 0 ? V(0) : gy * V(alpha));
+  }
+};
+
+}  // namespace fastnn::FASTNN_BACKEND::bn
