@@ -44,6 +44,7 @@ POOLS = {
     "2x2, 32, 56²": ((2, 32, 56, 56), (2,), {}),
 }
 NORMS = {"64, 28²": (4, 64, 28, 28), "rows 512 x 256": (512, 256)}
+ENDS = {"64, 28²": (4, 64, 28, 28)}
 CELLS = {"N 64, H 128": (64, 128)}
 
 
@@ -81,13 +82,16 @@ def rows() -> Iterator[Row]:
                     lambda new=layer, c=shape[1], training=mode == "training": new(c).train(training),
                     (shape,),
                 )
+        for case, shape in ENDS.items():
+            yield Row("batch_norm_relu", case, layout, lambda c=shape[1]: fastnn.nn.BatchNormReLU2d(c), (shape,))
+            yield Row("batch_norm_add_relu", case, layout, lambda c=shape[1]: fastnn.nn.BatchNormAddReLU2d(c), (shape, shape))
     for case, (n, h) in CELLS.items():
         yield Row("lstm_cell", case, "contiguous", lambda h=h: fastnn.nn.LSTMCell(h, h), ((n, h),) * 3)
 
 
 def call(layer: torch.nn.Module, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Runs a layer; a cell takes its state as a pair."""
-    out = layer(inputs[0], tuple(inputs[1:])) if len(inputs) > 1 else layer(inputs[0])
+    out = layer(inputs[0], tuple(inputs[1:])) if isinstance(layer, torch.nn.LSTMCell) else layer(*inputs)
     return out if isinstance(out, tuple) else (out,)
 
 

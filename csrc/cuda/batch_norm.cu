@@ -25,61 +25,70 @@ namespace {
 
 // ---- forward ------------------------------------------------------------------------------------------------
 
-// y = (x - mean) * scale + shift; not x * scale + (shift - mean * scale), which cancels at large means.
+// What the last pass of forward knows of a channel; and the counter of batches.
 template <typename scalar_t_>
-struct Normalise {
+struct NormaliseOp {
   using scalar_t = scalar_t_;
   using acc_t = acc_type<scalar_t>;
-  static constexpr int kInputs = 1, kOutputs = 1;
+  static constexpr int kOutputs = 1;
   struct Channel {
     acc_t mean, scale, shift;
+
+    // Not x * scale + (shift - mean * scale), which cancels at large means.
+    __device__ __forceinline__ acc_t z(acc_t x) const { return multiply_add(x - mean, scale, shift); }
   };
 
-  const scalar_t* input[kInputs];
-  scalar_t* output[kOutputs];
   const acc_t* mean;
   const acc_t* scale;
   const acc_t* shift;
-  int64_t* batches;  // the counter of batches; null where it does not move
+  int64_t* batches;  // null where it does not move
 
   // Here and not where the statistics are finished: there other blocks may still have to read it.
   __device__ __forceinline__ void on_first_thread() const {
     if (batches != nullptr) ++*batches;
   }
   __device__ __forceinline__ Channel channel(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
-  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[1], acc_t (&out)[1]) const {
-    out[0] = multiply_add(in[0] - k.mean, k.scale, k.shift);
+  template <int kVec>
+  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
+    acc_t means[kVec], scales[kVec], shifts[kVec];
+    load_values(mean, c, means);
+    load_values(scale, c, scales);
+    load_values(shift, c, shifts);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) channel[k] = {means[k], scales[k], shifts[k]};
   }
 };
 
-// The same with a residual and an activation; inputs x, residual.
-template <typename scalar_t_, Bits kBits_>
-struct NormaliseActivate {
-  using scalar_t = scalar_t_;
+template <typename scalar_t>
+struct Normalise : NormaliseOp<scalar_t> {
   using acc_t = acc_type<scalar_t>;
-  static constexpr int kInputs = 2, kOutputs = 1;
-  static constexpr Bits kBits = kBits_;
-  using Channel = typename Normalise<scalar_t>::Channel;
-
+  using Channel = typename NormaliseOp<scalar_t>::Channel;
+  static constexpr int kInputs = 1;
   const scalar_t* input[kInputs];
-  scalar_t* output[kOutputs];
-  const acc_t* mean;
-  const acc_t* scale;
-  const acc_t* shift;
-  int64_t* batches;
+  scalar_t* output[1];
+
+  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[1], acc_t (&out)[1]) const {
+    out[0] = k.z(in[0]);
+  }
+};
+
+// With a residual and an activation; inputs x, residual.
+template <typename scalar_t, Bits kBits_>
+struct NormaliseActivate : NormaliseOp<scalar_t> {
+  using acc_t = acc_type<scalar_t>;
+  using Channel = typename NormaliseOp<scalar_t>::Channel;
+  static constexpr int kInputs = 2;
+  static constexpr Bits kBits = kBits_;
+  const scalar_t* input[kInputs];
+  scalar_t* output[1];
   ActivationOf<scalar_t> act;
   MaskWords<scalar_t> mask;
 
-  __device__ __forceinline__ void on_first_thread() const {
-    if (batches != nullptr) ++*batches;
-  }
-  __device__ __forceinline__ Channel channel(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
   __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[2], acc_t (&out)[1]) const {
-    const acc_t z = multiply_add(in[0] - k.mean, k.scale, k.shift);
-    out[0] = act.value(input[1] != nullptr ? z + in[1] : z);
+    out[0] = act.value(input[1] != nullptr ? k.z(in[0]) + in[1] : k.z(in[0]));
   }
   __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[2], acc_t (&out)[1], bool& bit) const {
-    const acc_t z = multiply_add(in[0] - k.mean, k.scale, k.shift) + in[1];
+    const acc_t z = k.z(in[0]) + in[1];
     bit = act.positive(z);
     out[0] = act.value(z);
   }
@@ -91,17 +100,14 @@ template <typename scalar_t>
 Status normalise(const scalar_t* x, const acc_type<scalar_t>* mean, const acc_type<scalar_t>* scale,
                  const acc_type<scalar_t>* shift, int64_t* batches, const BatchNormActivation& a, scalar_t* y,
                  const ChannelShape& shape, Stream stream) {
+  const NormaliseOp<scalar_t> channels{mean, scale, shift, batches};
   if (a.kind == Activation::kNone) {
-    return map_channels("batch_norm_normalise", Normalise<scalar_t>{{x}, {y}, mean, scale, shift, batches}, shape,
-                        stream);
+    return map_channels("batch_norm_normalise", Normalise<scalar_t>{channels, {x}, {y}}, shape, stream);
   }
   const auto activate = [&](auto bits) {
-    const NormaliseActivate<scalar_t, decltype(bits)::value> op{{x, static_cast<const scalar_t*>(a.residual)},
+    const NormaliseActivate<scalar_t, decltype(bits)::value> op{channels,
+                                                                {x, static_cast<const scalar_t*>(a.residual)},
                                                                 {y},
-                                                                mean,
-                                                                scale,
-                                                                shift,
-                                                                batches,
                                                                 ActivationOf<scalar_t>(a),
                                                                 {static_cast<uint32_t*>(a.mask)}};
     return map_channels("batch_norm_normalise_activate", op, shape, stream);
@@ -180,6 +186,46 @@ Status forward(const BatchNormForwardParams& p, Stream stream) {
 
 // ---- backward -----------------------------------------------------------------------------------------------
 
+template <int kVec, typename acc_t>
+__device__ __forceinline__ void load_normalisers(const acc_t* mean, const acc_t* invstd, int64_t c,
+                                                 Normaliser<acc_t> (&out)[kVec]) {
+  acc_t means[kVec], invstds[kVec];
+  load_values(mean, c, means);
+  load_values(invstd, c, invstds);
+#pragma unroll
+  for (int k = 0; k < kVec; ++k) out[k] = {means[k], invstds[k]};
+}
+
+// Coefficients of the last pass, kCount numbers a channel, each [C]: of a vector of channels they are vectors.
+template <typename Coefficients, typename acc_t>
+struct CoefficientArrays {
+  static constexpr int kCount = sizeof(Coefficients) / sizeof(acc_t);
+  acc_t* values;
+  int64_t C;
+
+  __device__ __forceinline__ void set(int64_t c, const Coefficients& k) const {
+    const auto& numbers = reinterpret_cast<const acc_t(&)[kCount]>(k);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i * C + c] = numbers[i];
+  }
+  __device__ __forceinline__ Coefficients get(int64_t c) const {
+    Coefficients k;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) reinterpret_cast<acc_t(&)[kCount]>(k)[i] = values[i * C + c];
+    return k;
+  }
+  template <int kVec>
+  __device__ __forceinline__ void get(int64_t c, Coefficients (&out)[kVec]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      acc_t numbers[kVec];
+      load_values<kVec>(static_cast<const acc_t*>(values) + i * C, c, numbers);
+#pragma unroll
+      for (int k = 0; k < kVec; ++k) reinterpret_cast<acc_t(&)[kCount]>(out[k])[i] = numbers[k];
+    }
+  }
+};
+
 template <typename scalar_t_, int kInputs_, int kSums>
 struct SumsOp {
   using scalar_t = scalar_t_;
@@ -195,6 +241,10 @@ struct SumsOp {
   const acc_t* invstd;
 
   __device__ __forceinline__ Channel channel(int64_t c) const { return {mean[c], invstd[c]}; }
+  template <int kVec>
+  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
+    load_normalisers(mean, invstd, c, channel);
+  }
   __device__ __forceinline__ Step step(int64_t, int) const { return {}; }
   __device__ __forceinline__ Partial partial(const State& state, int64_t) const { return state; }
 };
@@ -240,6 +290,18 @@ struct ActivatedBackwardSums {
   __device__ __forceinline__ Channel channel(int64_t c) const {
     return {{mean[c], invstd[c]}, gradient.channel(c, mean[c])};
   }
+  template <int kVec>
+  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
+    Normaliser<acc_t> x[kVec];
+    typename ActivationGradient<scalar_t>::Channel act[kVec];
+    acc_t means[kVec];
+    load_normalisers(mean, invstd, c, x);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) means[i] = x[i].mean;
+    gradient.channels(c, means, act);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) channel[i] = {x[i], act[i]};
+  }
   __device__ __forceinline__ Step step(int64_t, int) const { return {}; }
   __device__ __forceinline__ Partial partial(const State& state, int64_t) const { return state; }
 
@@ -272,13 +334,13 @@ struct FinishBackward {
   ParamReader<scalar_t> weight;
   ParamWriter<scalar_t> grad_weight, grad_bias;
   const acc_t* invstd;
-  BatchNormBackwardCoefficients<acc_t>* coefficients;
+  CoefficientArrays<BatchNormBackwardCoefficients<acc_t>, acc_t> coefficients;
 
   __device__ __forceinline__ void operator()(int64_t c, const Sums<acc_t, 2>& sums) const {
     grad_bias.set(c, sums.v[0]);
     grad_weight.set(c, sums.v[1]);
-    coefficients[c] = batch_norm_backward_coefficients(training, static_cast<acc_t>(count), weight.get(c, 1),
-                                                       invstd[c], sums.v[0], sums.v[1]);
+    coefficients.set(c, batch_norm_backward_coefficients(training, static_cast<acc_t>(count), weight.get(c, 1),
+                                                         invstd[c], sums.v[0], sums.v[1]));
   }
 };
 
@@ -297,11 +359,20 @@ struct GradX {
   scalar_t* output[kOutputs];
   const acc_t* mean;
   const acc_t* invstd;
-  const BatchNormBackwardCoefficients<acc_t>* coefficients;
+  CoefficientArrays<BatchNormBackwardCoefficients<acc_t>, acc_t> coefficients;
 
   __device__ __forceinline__ void on_first_thread() const {}
   __device__ __forceinline__ Channel channel(int64_t c) const {
-    return {{mean[c], invstd[c]}, coefficients[c]};
+    return {{mean[c], invstd[c]}, coefficients.get(c)};
+  }
+  template <int kVec>
+  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
+    Normaliser<acc_t> x[kVec];
+    BatchNormBackwardCoefficients<acc_t> k[kVec];
+    load_normalisers(mean, invstd, c, x);
+    coefficients.get(c, k);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) channel[i] = {x[i], k[i]};
   }
   __device__ __forceinline__ void apply(const Channel& ch, const acc_t (&in)[2], acc_t (&out)[1]) const {
     out[0] = ((in[0] + ch.k.offset) + ch.x.xhat(in[1]) * ch.k.slope) * ch.k.scale;
@@ -323,6 +394,14 @@ struct GradXEvaluation {
 
   __device__ __forceinline__ void on_first_thread() const {}
   __device__ __forceinline__ Channel channel(int64_t c) const { return weight.get(c, 1) * invstd[c]; }
+  template <int kVec>
+  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
+    acc_t weights[kVec], invstds[kVec];
+    weight.get(c, acc_t(1), weights);
+    load_values(invstd, c, invstds);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) channel[k] = weights[k] * invstds[k];
+  }
   __device__ __forceinline__ void apply(Channel scale, const acc_t (&in)[1], acc_t (&out)[1]) const {
     out[0] = in[0] * scale;
   }
@@ -346,14 +425,31 @@ struct ActivatedGradX {
   bool training;
   const acc_t* mean;
   const acc_t* invstd;
-  const BatchNormBackwardCoefficients<acc_t>* coefficients;  // training
+  CoefficientArrays<BatchNormBackwardCoefficients<acc_t>, acc_t> coefficients;  // training
   ActivationGradient<scalar_t> gradient;
 
   __device__ __forceinline__ void on_first_thread() const {}
   __device__ __forceinline__ Channel channel(int64_t c) const {
     const auto act = gradient.channel(c, mean[c]);
-    if (training) return {{mean[c], invstd[c]}, coefficients[c], act};
+    if (training) return {{mean[c], invstd[c]}, coefficients.get(c), act};
     return {{mean[c], invstd[c]}, {act.scale, acc_t(0), acc_t(0)}, act};
+  }
+  template <int kVec>
+  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
+    Normaliser<acc_t> x[kVec];
+    BatchNormBackwardCoefficients<acc_t> k[kVec];
+    typename ActivationGradient<scalar_t>::Channel act[kVec];
+    acc_t means[kVec];
+    load_normalisers(mean, invstd, c, x);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) means[i] = x[i].mean;
+    gradient.channels(c, means, act);
+    if (training) coefficients.get(c, k);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      if (!training) k[i] = {act[i].scale, acc_t(0), acc_t(0)};
+      channel[i] = {x[i], k[i], act[i]};
+    }
   }
   template <int kVec>
   __device__ __forceinline__ uint32_t bits(int64_t i) const {
@@ -426,7 +522,7 @@ Status backward(const BatchNormBackwardParams& p, Stream stream) {
   auto* grad_x = static_cast<scalar_t*>(p.grad_x);
   const auto* mean = static_cast<const acc_t*>(p.mean);
   const auto* invstd = static_cast<const acc_t*>(p.invstd);
-  auto* coefficients = static_cast<Coefficients*>(p.workspace);
+  const CoefficientArrays<Coefficients, acc_t> coefficients{static_cast<acc_t*>(p.workspace), shape.C};
   const ParamReader<scalar_t> weight(p.weight, p.param_dtype, p.dtype);
   const bool activated = p.activation.kind != Activation::kNone;
   const auto* y = static_cast<const scalar_t*>(p.activation.y);
@@ -499,7 +595,7 @@ struct FinishDoubleBackward {
   ParamReader<scalar_t> weight, gg_weight, gg_bias;
   ParamWriter<scalar_t> d_weight;
   const acc_t* invstd;
-  BatchNormDoubleBackwardCoefficients<acc_t>* coefficients;
+  CoefficientArrays<BatchNormDoubleBackwardCoefficients<acc_t>, acc_t> coefficients;
 
   __device__ __forceinline__ void operator()(int64_t c, const Sums<acc_t, 5>& sums) const {
     const BatchNormDoubleBackwardSums<acc_t> sum{sums.v[0], sums.v[1], sums.v[2], sums.v[3], sums.v[4]};
@@ -507,7 +603,7 @@ struct FinishDoubleBackward {
         batch_norm_double_backward_coefficients(training, static_cast<acc_t>(count), weight.get(c, 1),
                                                 invstd[c], gg_weight.get(c, 0), gg_bias.get(c, 0), sum);
     d_weight.set(c, k.d_weight);
-    coefficients[c] = k;
+    coefficients.set(c, k);
   }
 };
 
@@ -527,11 +623,11 @@ struct DoubleBackwardMap {
   bool training;
   const acc_t* mean;
   const acc_t* invstd;
-  const BatchNormDoubleBackwardCoefficients<acc_t>* coefficients;
+  CoefficientArrays<BatchNormDoubleBackwardCoefficients<acc_t>, acc_t> coefficients;
 
   __device__ __forceinline__ void on_first_thread() const {}
   __device__ __forceinline__ Channel channel(int64_t c) const {
-    return {{mean[c], invstd[c]}, coefficients[c]};
+    return {{mean[c], invstd[c]}, coefficients.get(c)};
   }
   __device__ __forceinline__ void apply(const Channel& ch, const acc_t (&in)[3], acc_t (&out)[2]) const {
     const acc_t gx = in[0], gy = in[1], xhat = ch.x.xhat(in[2]);
@@ -554,7 +650,7 @@ Status double_backward(const BatchNormDoubleBackwardParams& p, Stream stream) {
   auto* d_x = static_cast<scalar_t*>(p.d_x);
   const auto* mean = static_cast<const acc_t*>(p.mean);
   const auto* invstd = static_cast<const acc_t*>(p.invstd);
-  auto* coefficients = static_cast<Coefficients*>(p.workspace);
+  const CoefficientArrays<Coefficients, acc_t> coefficients{static_cast<acc_t*>(p.workspace), shape.C};
   const FinishDoubleBackward<scalar_t> finish{p.training,
                                               shape.rows() > 0 ? shape.rows() : 1,
                                               {p.weight, p.param_dtype, p.dtype},

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "../ops/batch_norm.h"
+#include "channels.cuh"
 #include "dispatch.cuh"
 #include "platform.cuh"
 #include "reduce.cuh"
@@ -107,6 +108,15 @@ struct ActivationGradient {
         shift(static_cast<const acc_t*>(a.shift)) {}
 
   __device__ __forceinline__ Channel channel(int64_t c, acc_t mean) const { return {mean, scale[c], shift[c]}; }
+
+  template <int kVec>
+  __device__ __forceinline__ void channels(int64_t c, const acc_t (&mean)[kVec], Channel (&channel)[kVec]) const {
+    acc_t scales[kVec], shifts[kVec];
+    load_values(scale, c, scales);
+    load_values(shift, c, shifts);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) channel[k] = {mean[k], scales[k], shifts[k]};
+  }
 
   template <int kVec>
   __device__ __forceinline__ uint32_t bits(int64_t i) const {

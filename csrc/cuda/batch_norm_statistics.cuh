@@ -30,6 +30,16 @@ struct ParamReader {
     if (data == nullptr) return absent;
     return wide ? static_cast<const acc_t*>(data)[c] : to_acc(static_cast<const scalar_t*>(data)[c]);
   }
+
+  // Of channels c + k.
+  template <int kVec>
+  __device__ __forceinline__ void get(int64_t c, acc_t absent, acc_t (&out)[kVec]) const {
+    if (data != nullptr && wide) return load_values(static_cast<const acc_t*>(data), c, out);
+    scalar_t values[kVec];
+    if (data != nullptr) load_values(static_cast<const scalar_t*>(data), c, values);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) out[k] = data != nullptr ? to_acc(values[k]) : absent;
+  }
 };
 
 template <typename scalar_t>
@@ -85,10 +95,10 @@ struct Shift {
 
   Shift(const scalar_t* x_, const ChannelShape& shape) : x(x_), stride(shape.planes ? shape.S : 1) {}
 
-  __device__ __forceinline__ acc_t get(int64_t c) const {
-    const acc_t first = to_acc(x[c * stride]);
+  __device__ __forceinline__ static acc_t finite(acc_t first) {
     return first - first == acc_t(0) ? first : acc_t(0);
   }
+  __device__ __forceinline__ acc_t get(int64_t c) const { return finite(to_acc(x[c * stride])); }
 };
 
 // Moments of the shifted values.
@@ -111,6 +121,13 @@ struct Statistics {
   Shift<scalar_t> shift;
 
   __device__ __forceinline__ Channel channel(int64_t c) const { return shift.get(c); }
+  template <int kVec>  // of rows
+  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
+    scalar_t first[kVec];
+    load_values(shift.x, c, first);
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) channel[k] = shift.finite(to_acc(first[k]));
+  }
 
   __device__ __forceinline__ Step step(int64_t seen, int count) const {
     const acc_t before = static_cast<acc_t>(seen);

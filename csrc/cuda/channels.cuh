@@ -23,6 +23,9 @@
 //   apply(channel, in[kInputs], out[kOutputs])
 //   on_first_thread()                                run by one thread of the launch
 //
+// Either may have channels<kVec>(c, channel[kVec]) too, for the vector of channels from c on, which reads what it
+// needs of each by vectors (load_values).
+//
 // Either may know a bit of each element (batch_norm_activation.cuh), and then has
 //   kBits                                            kBitsRead or kBitsWritten
 //   bits<kVec>(i)                                    read: of the elements from i on, before
@@ -104,6 +107,31 @@ inline PlanePlan plan_planes(const ChannelShape& shape, int vec, int unroll) {
   plan.per_block = splits > 1 ? ceil_div(useful, splits) * step : plan.vectors;
   plan.splits = splits > 1 ? ceil_div(plan.vectors, plan.per_block) : 1;
   return plan;
+}
+
+// values[c + k] into out[k], by vectors where they lie so: threads next to each other then ask for bytes next to
+// each other, of which single values would leave gaps.
+template <int kVec, typename T>
+__device__ __forceinline__ void load_values(const T* values, int64_t c, T (&out)[kVec]) {
+  constexpr int kWide = kVecSize<T> < kVec ? kVecSize<T> : kVec;
+  const bool aligned = reinterpret_cast<uintptr_t>(values + c) % sizeof(Vec<T, kWide>) == 0;
+#pragma unroll
+  for (int k = 0; k < kVec; k += kWide) {
+    const auto v = load_vec<kWide>(values + c + k, aligned);
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) out[k + i] = v.v[i];
+  }
+}
+
+// The constants of channels c + k.
+template <int kVec, typename Op>
+__device__ __forceinline__ void load_channels(const Op& op, int64_t c, typename Op::Channel (&channel)[kVec]) {
+  if constexpr (requires { op.template channels<kVec>(c, channel); }) {
+    op.template channels<kVec>(c, channel);
+  } else {
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) channel[k] = op.channel(c + k);
+  }
 }
 
 // raw[input][u]: the vector at offset(u). The loads stand together, so that all are in flight at once.
@@ -228,8 +256,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   int64_t seen = 0;
   if (owns_channels) {
     typename Op::Channel channel[kVec];
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) channel[k] = op.channel(c + k);
+    load_channels(op, c, channel);
     const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
     int64_t r = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
     for (; r + (kUnroll - 1) * stride < rows; r += kUnroll * stride) {
@@ -375,15 +402,23 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
     int64_t s = i;
     int64_t c = by_S.take(s);
     by_C.take(c);
-    auto channel = op.channel(c);
+    if (kTogether && S == 1 && C % kVec == 0) {
+      // Rows whose vectors do not straddle them, which map_rows_kernel has otherwise.
+      typename Op::Channel channel[kVec];
+      load_channels(op, c, channel);
 #pragma unroll
-    for (int k = 0; k < kVec; ++k, ++s) {
-      if (s == S) {
-        s = 0;
-        if (++c == C) c = 0;
-        channel = op.channel(c);
+      for (int k = 0; k < kVec; ++k) map_element(op, channel[k], k, in, out, bits);
+    } else {
+      auto channel = op.channel(c);
+#pragma unroll
+      for (int k = 0; k < kVec; ++k, ++s) {
+        if (s == S) {
+          s = 0;
+          if (++c == C) c = 0;
+          channel = op.channel(c);
+        }
+        map_element(op, channel, k, in, out, bits);
       }
-      map_element(op, channel, k, in, out, bits);
     }
     store_outputs(op, i, whole, count, out);
     if constexpr (kTogether) op.store_bits(i, bits);
@@ -399,8 +434,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   if (column == 0 && first == 0) op.on_first_thread();
   if (c >= C) return;
   typename Op::Channel channel[kVec];
-#pragma unroll
-  for (int k = 0; k < kVec; ++k) channel[k] = op.channel(c + k);
+  load_channels(op, c, channel);
   const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
   for (int64_t r = first; r < rows; r += stride) {
     Vec<typename Op::scalar_t, kVec> in[Op::kInputs], out[Op::kOutputs];
