@@ -47,7 +47,15 @@ def _out_of(tensor: Tensor, dim: int, size: int) -> Tensor:
 # The ops that users call are made of the others. Under vmap torch would run such an op whole, by its looping
 # fallback, unless told to take it apart.
 _library = torch.library.Library("fastnn", "IMPL")
-for _name in ("conv2d", "conv2d.padding", "max_pool2d", "max_pool2d_with_indices", "batch_norm", "batch_norm_act", "lstm_cell"):
+for _name in (
+    "conv2d",
+    "conv2d.padding",
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "batch_norm",
+    "batch_norm_act",
+    "lstm_cell",
+):
     _packet, _, _overload = _name.partition(".")
     _op = getattr(getattr(torch.ops.fastnn, _packet), _overload or "default")
     _library.impl(_name, _op.decompose, "FuncTorchBatchedDecomposition")

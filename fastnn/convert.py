@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch.nn import Module
@@ -123,7 +123,7 @@ def _judge(module: Module) -> _Verdict:
     if isinstance(module, torch.jit.ScriptModule):
         return keep("compiled by TorchScript")
     cls = _layer_class(module)
-    own = next((base for base in cls.__mro__ if base in _TORCH_OF), None)
+    own = next((base for base in cls.__mro__ if base in _TORCH_OF or base in nn.ADDED), None)
     family = own or _family(cls)
     if family is None:
         return keep(f"fastnn does not implement {cls.__name__}")
@@ -231,11 +231,50 @@ class ConversionRow:
     """Why not; empty for a layer that fastnn computes."""
 
 
+class Report:
+    """Rows, and as a string a table of them with a summary below; rich draws a nicer one."""
+
+    rows: tuple[Any, ...]
+    _titles: ClassVar[tuple[str, str, str, str]]
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        """The table's rows; the third column is "no" where nothing was done."""
+        raise NotImplementedError
+
+    def _summary(self) -> str:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        table = [self._titles, *self._cells()]
+        widths = [max(len(row[column]) for row in table) for column in range(len(self._titles))]
+        table.insert(1, tuple("-" * width for width in widths))
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+        return "\n".join([*(line.rstrip() for line in lines), self._summary()])
+
+    def __rich__(self) -> Any:
+        """The table as rich draws it; rich calls this, so it is installed then."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*self._titles, caption=self._summary(), caption_justify="left")
+        for name, class_name, done, reason in self._cells():
+            style = "yellow" if done == "no" else "green"
+            table.add_row(Text(name), Text(class_name), Text(done, style=style), Text(reason))
+        return table
+
+
 @dataclass(frozen=True)
-class ConversionReport:
+class ConversionReport(Report):
     """What :func:`conversion_report` returns: rows, and as a string a table of them."""
 
     rows: tuple[ConversionRow, ...]
+    _titles = ("layer", "class", "fastnn", "why not")
 
     @property
     def replaced(self) -> int:
@@ -247,38 +286,11 @@ class ConversionReport:
         """Number of layers that it does not."""
         return len(self.rows) - self.replaced
 
-    def __iter__(self) -> Iterator[ConversionRow]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def _cells(self) -> list[tuple[str, str, str, str]]:
         return [(r.name or "(model)", r.class_name, "yes" if r.replaced else "no", r.reason) for r in self.rows]
 
     def _summary(self) -> str:
         return f"{self.replaced} of {len(self.rows)} layers are fastnn's"
-
-    def __str__(self) -> str:
-        table = [_TITLES, *self._cells()]
-        widths = [max(len(row[column]) for row in table) for column in range(len(_TITLES))]
-        table.insert(1, tuple("-" * width for width in widths))
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-        return "\n".join([*(line.rstrip() for line in lines), self._summary()])
-
-    def __rich__(self) -> Any:
-        """The table as rich draws it; rich calls this, so it is installed then."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*_TITLES, caption=self._summary(), caption_justify="left")
-        for name, class_name, replaced, reason in self._cells():
-            style = "green" if replaced == "yes" else "yellow"
-            table.add_row(Text(name), Text(class_name), Text(replaced, style=style), Text(reason))
-        return table
-
-
-_TITLES = ("layer", "class", "fastnn", "why not")
 
 
 def conversion_report(model: Module) -> ConversionReport:

@@ -37,7 +37,9 @@ def test_values_and_gradients_with_an_activation(case, dtype, layout, backend):
 
 
 ACTIVATED = {case.id: case for case in BATCH_NORM_ACTIVATED}
-DENSE_ACTIVATED = [ACTIVATED[n] for n in ("relu", "relu_wide", "elu", "add_relu_wide", "add_relu_7x7", "add_elu", "add")]
+DENSE_ACTIVATED = [
+    ACTIVATED[n] for n in ("relu", "relu_wide", "elu", "add_relu_wide", "add_relu_7x7", "add_elu", "add")
+]
 
 
 @grid(DENSE_ACTIVATED, dtypes=[torch.float32, torch.bfloat16], layouts=["contiguous", "channels_last"])
@@ -52,7 +54,9 @@ def test_gradient_subsets_with_an_activation(case, dtype, backend):
 
 
 @grid(
-    [c for c in BATCH_NORM_ACTIVATED if c.small and c.values == "normal"], dtypes=[torch.float64], layouts=["contiguous"]
+    [c for c in BATCH_NORM_ACTIVATED if c.small and c.values == "normal"],
+    dtypes=[torch.float64],
+    layouts=["contiguous"],
 )
 def test_second_derivatives_with_an_activation(case, dtype, layout, backend):
     check_second_derivatives(case, dtype, layout, backend.device)
@@ -152,12 +156,16 @@ def test_tangents_and_transforms_with_an_activation(name, residual, backend):
     back = torch.func.vjp(lambda x: ours(x, on[1], w.to(x), b.to(x)), on[0])[1]
     want_back = torch.func.vjp(lambda x: theirs(x, r, w, b), x)[1]
     cotangents = torch.stack([on[2], on[3]])
-    torch.testing.assert_close(torch.func.vmap(back)(cotangents)[0].cpu(), torch.func.vmap(want_back)(cotangents.cpu())[0])
+    torch.testing.assert_close(
+        torch.func.vmap(back)(cotangents)[0].cpu(), torch.func.vmap(want_back)(cotangents.cpu())[0]
+    )
 
 
 def test_an_activation_that_there_is_not(backend):
     x = torch.randn(4, 3, device=backend.device)
-    with pytest.raises(ValueError, match="activation must be 'relu', 'leaky_relu', 'elu' or 'identity', but got 'gelu'"):
+    with pytest.raises(
+        ValueError, match="activation must be 'relu', 'leaky_relu', 'elu' or 'identity', but got 'gelu'"
+    ):
         fastnn.functional.batch_norm_relu(x, None, None, training=True, activation="gelu")
     with pytest.raises(RuntimeError, match=r"residual must be like input.*\[4, 3\].*got.*\[4, 1\]"):
         fastnn.functional.batch_norm_add_relu(x, x[:, :1], None, None, training=True)

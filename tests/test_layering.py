@@ -44,7 +44,7 @@ PROJECT_HEADERS = {
 # The Python modules that may name the compiled module, and the one place where ops are called by name.
 COMPILED_USERS = {"fastnn/_backend.py", "fastnn/testing/emulation.py"}
 BACKEND_USERS = {"fastnn/__init__.py", "fastnn/functional.py", "fastnn/_info.py"}
-OPS_USERS = {"fastnn/functional.py", "fastnn/_vmap.py"}
+OPS_USERS = {"fastnn/functional.py", "fastnn/_vmap.py", "fastnn/_fused.py"}
 # Modules of the package that a file may import, by its place; the longest matching place counts.
 IMPORTS = {
     "fastnn/_version.py": (),
@@ -55,6 +55,8 @@ IMPORTS = {
     "fastnn/functional.py": ("fastnn._backend",),
     "fastnn/nn/": ("fastnn.functional", "fastnn.nn"),
     "fastnn/convert.py": ("fastnn.functional", "fastnn.nn"),
+    "fastnn/_fused.py": ("fastnn.functional", "fastnn.nn"),
+    "fastnn/fuse.py": ("fastnn._fused", "fastnn.convert"),
     "fastnn/cli.py": ("fastnn._info", "fastnn._version", "fastnn.bench", "fastnn.check", "fastnn.demo"),
     "fastnn/__main__.py": ("fastnn.cli",),
     "fastnn/testing/emulation.py": ("fastnn._C",),  # switches backends, which no function does

@@ -491,3 +491,22 @@ norm = clip_grad_norm_(net.parameters(), 1.0)
     assert type(ours["net"].conv) is fastnn.nn.Conv2d
     torch.testing.assert_close(ours["loss"], theirs["loss"])
     torch.testing.assert_close(ours["norm"], theirs["norm"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (2, 3, 4, 5), (2, 3, 2, 4, 3)], ids=str)
+def test_a_batch_norm_with_an_activation_is_both_layers(shape, residual):
+    kind = f"BatchNorm{'Add' if residual else ''}ReLU{max(1, len(shape) - 2)}d"
+    layer = getattr(fastnn.nn, kind)(3, momentum=0.3, activation="leaky_relu", alpha=0.2)
+    apart = getattr(torch.nn, f"BatchNorm{max(1, len(shape) - 2)}d")(3, momentum=0.3)
+    apart.load_state_dict(layer.state_dict())
+    for training in (True, False):
+        layer.train(training), apart.train(training)
+        inputs = [torch.randn(shape) for _ in range(1 + residual)]
+        z = apart(inputs[0]) + (inputs[1] if residual else 0)
+        torch.testing.assert_close(layer(*inputs), torch.nn.functional.leaky_relu(z, 0.2))
+        torch.testing.assert_close(layer.state_dict(), apart.state_dict())
+    assert "activation=leaky_relu, alpha=0.2" in repr(layer)
+    report = fastnn.conversion_report(layer)
+    assert (report.replaced, report.kept) == (1, 0)
+    assert type(fastnn.revert(layer)) is getattr(fastnn.nn, kind)

@@ -84,7 +84,9 @@ def rows() -> Iterator[Row]:
                 )
         for case, shape in ENDS.items():
             yield Row("batch_norm_relu", case, layout, lambda c=shape[1]: fastnn.nn.BatchNormReLU2d(c), (shape,))
-            yield Row("batch_norm_add_relu", case, layout, lambda c=shape[1]: fastnn.nn.BatchNormAddReLU2d(c), (shape, shape))
+            yield Row(
+                "batch_norm_add_relu", case, layout, lambda c=shape[1]: fastnn.nn.BatchNormAddReLU2d(c), (shape, shape)
+            )
     for case, (n, h) in CELLS.items():
         yield Row("lstm_cell", case, "contiguous", lambda h=h: fastnn.nn.LSTMCell(h, h), ((n, h),) * 3)
 

@@ -27,10 +27,11 @@ Three batch_norm_forward(const at::Tensor& input, const OptionalTensor& weight, 
                          const OptionalTensor& running_mean, const OptionalTensor& running_var,
                          const OptionalTensor& num_batches_tracked, bool training,
                          std::optional<double> momentum, double eps, bool skip_nonfinite_stats) {
-  const BatchNormResult r = run_batch_norm_forward("batch_norm", input,
-                                                   {weight, bias, running_mean, running_var, num_batches_tracked,
-                                                    training, momentum, eps, skip_nonfinite_stats},
-                                                   {});
+  const BatchNormResult r =
+      run_batch_norm_forward("batch_norm", input,
+                             {weight, bias, running_mean, running_var, num_batches_tracked, training, momentum,
+                              eps, skip_nonfinite_stats},
+                             {});
   return {r.output, r.mean, r.invstd};
 }
 
@@ -64,7 +65,9 @@ Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalT
   if (grad_output.has_value()) check_like_input(kOp, "grad_output", *grad_output, input);
   check_statistics(kOp, input, {{"mean", mean}, {"invstd", invstd}});
   BackendCall call(input);
-  const auto like_input = [&](bool wanted) { return wanted ? form.empty_like(input) : absent(input.options()); };
+  const auto like_input = [&](bool wanted) {
+    return wanted ? form.empty_like(input) : absent(input.options());
+  };
   at::Tensor d_grad_output = like_input(output_mask[0]), d_input = like_input(output_mask[1]);
   at::Tensor d_weight = output_mask[2] ? at::empty({form.shape.C}, params) : absent(params);
   if (input.numel() == 0) return {d_grad_output, d_input, d_weight.zero_()};
@@ -170,7 +173,8 @@ Three batch_norm_forward_autograd(c10::DispatchKeySet keys, const at::Tensor& in
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = forward_op().redispatch(keys & c10::after_autograd_keyset, input, weight, bias, running_mean,
-                                     running_var, num_batches_tracked, training, momentum, eps, skip_nonfinite_stats);
+                                     running_var, num_batches_tracked, training, momentum, eps,
+                                     skip_nonfinite_stats);
   }
   if (training) {
     for (const auto* t : {&running_mean, &running_var, &num_batches_tracked}) {

@@ -42,18 +42,20 @@ BatchNormEpilogue epilogue_of(const char* op, StringView activation, double alph
     e.kind = Activation::kElu;
   } else {
     TORCH_CHECK_VALUE(activation == "leaky_relu", op,
-                      ": activation must be 'relu', 'leaky_relu', 'elu' or 'identity', but got '", activation, "'");
+                      ": activation must be 'relu', 'leaky_relu', 'elu' or 'identity', but got '", activation,
+                      "'");
   }
   return e;
 }
 
 bool is_identity(const BatchNormEpilogue& e) { return e.kind == Activation::kRectify && e.alpha == 1; }
 
-Six batch_norm_act_forward(const at::Tensor& input, const OptionalTensor& residual, const OptionalTensor& weight,
-                           const OptionalTensor& bias, const OptionalTensor& running_mean,
-                           const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-                           bool training, std::optional<double> momentum, double eps, StringView activation,
-                           double alpha, bool save_mask, bool skip_nonfinite_stats) {
+Six batch_norm_act_forward(const at::Tensor& input, const OptionalTensor& residual,
+                           const OptionalTensor& weight, const OptionalTensor& bias,
+                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                           const OptionalTensor& num_batches_tracked, bool training,
+                           std::optional<double> momentum, double eps, StringView activation, double alpha,
+                           bool save_mask, bool skip_nonfinite_stats) {
   static constexpr const char* kOp = "batch_norm_act";
   BatchNormEpilogue e = epilogue_of(kOp, activation, alpha);
   const BatchNormForm form(kOp, input);
@@ -67,10 +69,11 @@ Six batch_norm_act_forward(const at::Tensor& input, const OptionalTensor& residu
       save_mask && residual.has_value() && e.kind == Activation::kRectify && !is_identity(e);
   // Zeros: bits that stand for no value should not differ from run to run.
   if (needs_mask) e.mask = at::zeros({batch_norm_mask_bytes(form.shape)}, bytes);
-  const BatchNormResult r = run_batch_norm_forward(kOp, input,
-                                                   {weight, bias, running_mean, running_var, num_batches_tracked,
-                                                    training, momentum, eps, skip_nonfinite_stats},
-                                                   e);
+  const BatchNormResult r =
+      run_batch_norm_forward(kOp, input,
+                             {weight, bias, running_mean, running_var, num_batches_tracked, training, momentum,
+                              eps, skip_nonfinite_stats},
+                             e);
   return {r.output, r.mean, r.invstd, e.scale, e.shift, needs_mask ? e.mask : absent(bytes)};
 }
 
@@ -86,10 +89,10 @@ BatchNormEpilogue saved_epilogue(const char* op, const at::Tensor& scale, const 
   return e;
 }
 
-Four batch_norm_act_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
-                             const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& scale,
-                             const at::Tensor& shift, const at::Tensor& mask, const OptionalTensor& output,
-                             bool training, StringView activation, double alpha,
+Four batch_norm_act_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                             const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& invstd,
+                             const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& mask,
+                             const OptionalTensor& output, bool training, StringView activation, double alpha,
                              std::array<bool, 4> output_mask) {
   static constexpr const char* kOp = "batch_norm_act_backward";
   const auto r =
@@ -98,9 +101,10 @@ Four batch_norm_act_backward(const at::Tensor& grad_output, const at::Tensor& in
   return {r.input, r.weight, r.bias, r.residual};
 }
 
-at::Tensor batch_norm_act_gradient(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& mean,
-                                   const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& mask,
-                                   const OptionalTensor& output, StringView activation, double alpha) {
+at::Tensor batch_norm_act_gradient(const at::Tensor& grad_output, const at::Tensor& input,
+                                   const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& shift,
+                                   const at::Tensor& mask, const OptionalTensor& output, StringView activation,
+                                   double alpha) {
   static constexpr const char* kOp = "batch_norm_act_gradient";
   return run_batch_norm_apply(kOp, grad_output, input, mean,
                               saved_epilogue(kOp, scale, shift, mask, output, activation, alpha));
@@ -145,9 +149,10 @@ const auto& apply_op() {
 }
 
 const auto& plain_forward_op() {
-  static const auto op = handle<Three(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool,
-                                      std::optional<double>, double, bool)>("fastnn::batch_norm_forward");
+  static const auto op =
+      handle<Three(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                   const OptionalTensor&, const OptionalTensor&, bool, std::optional<double>, double, bool)>(
+          "fastnn::batch_norm_forward");
   return op;
 }
 
@@ -198,7 +203,8 @@ struct Call {
     if (identity()) return gradient;
     if (activation != "elu")
       return gradient_op().call(gradient, input, mean, scale, shift, mask, output, activation, alpha);
-    return at::elu_backward(gradient, alpha, 1, 1, output.has_value(), output.has_value() ? *output : normalised());
+    return at::elu_backward(gradient, alpha, 1, 1, output.has_value(),
+                            output.has_value() ? *output : normalised());
   }
 };
 
@@ -214,9 +220,19 @@ struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
     if (!grads[0].defined()) return result;
     const bool wanted[] = {task_should_compute_output(0), task_should_compute_output(1),
                            task_should_compute_output(2), task_should_compute_output(3)};
-    const Call call{input.unpack(), some(weight.unpack()), some(bias.unpack()), some(output.unpack(getptr())),
-                    mean.unpack(), invstd.unpack(), scale.unpack(), shift.unpack(), mask.unpack(),
-                    training, eps, activation, alpha};
+    const Call call{input.unpack(),
+                    some(weight.unpack()),
+                    some(bias.unpack()),
+                    some(output.unpack(getptr())),
+                    mean.unpack(),
+                    invstd.unpack(),
+                    scale.unpack(),
+                    shift.unpack(),
+                    mask.unpack(),
+                    training,
+                    eps,
+                    activation,
+                    alpha};
     at::Tensor grad_input, grad_residual, grad_weight, grad_bias;
     if (call.identity() || at::GradMode::is_enabled() || any_tangent(grads[0], call.input, call.weight)) {
       grad_residual = call.times_derivative(grads[0]);
@@ -227,8 +243,8 @@ struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
       }
     } else {
       std::tie(grad_input, grad_weight, grad_bias, grad_residual) = backward_op().call(
-          grads[0], call.input, call.weight, call.mean, call.invstd, call.scale, call.shift, call.mask, call.output,
-          training, activation, alpha, {wanted[0], wanted[2], wanted[3], wanted[1]});
+          grads[0], call.input, call.weight, call.mean, call.invstd, call.scale, call.shift, call.mask,
+          call.output, training, activation, alpha, {wanted[0], wanted[2], wanted[3], wanted[1]});
     }
     result[0] = if_wanted(wanted[0], grad_input);
     result[1] = if_wanted(wanted[1], grad_residual);
@@ -245,10 +261,10 @@ struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
 Six batch_norm_act_forward_autograd(c10::DispatchKeySet keys, const at::Tensor& input,
                                     const OptionalTensor& residual, const OptionalTensor& weight,
                                     const OptionalTensor& bias, const OptionalTensor& running_mean,
-                                    const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-                                    bool training, std::optional<double> momentum, double eps,
-                                    StringView activation, double alpha, bool save_mask,
-                                    bool skip_nonfinite_stats) {
+                                    const OptionalTensor& running_var,
+                                    const OptionalTensor& num_batches_tracked, bool training,
+                                    std::optional<double> momentum, double eps, StringView activation,
+                                    double alpha, bool save_mask, bool skip_nonfinite_stats) {
   const auto node = make_node<BatchNormActNode>(input, residual, weight, bias);
   const bool tangents = any_tangent(input, residual, weight, bias);
   Six result;
@@ -291,7 +307,9 @@ Six batch_norm_act_forward_autograd(c10::DispatchKeySet keys, const at::Tensor& 
     }
     if (has_tangent(residual)) z = sum_of(z, *tangent(residual));
     const Call call{primal(input), primal(weight), primal(bias), reads_output ? some(output) : OptionalTensor(),
-                    mean, invstd, scale, shift, mask, training, eps, std::string(activation), alpha};
+                    mean,          invstd,         scale,        shift,
+                    mask,          training,       eps,          std::string(activation),
+                    alpha};
     set_tangent(output, call.times_derivative(z));
   }
   return result;
@@ -356,8 +374,9 @@ Four batch_norm_act_backward_autograd(c10::DispatchKeySet keys, const at::Tensor
   Four result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    result = backward_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input, weight, mean, invstd,
-                                      scale, shift, mask, output, training, activation, alpha, output_mask);
+    result =
+        backward_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input, weight, mean, invstd,
+                                 scale, shift, mask, output, training, activation, alpha, output_mask);
   }
   const auto& [grad_input, grad_weight, grad_bias, grad_residual] = result;
   forbid_derivative("batch_norm_act_backward", {grad_input, grad_weight, grad_bias, grad_residual}, grad_output,
@@ -367,8 +386,8 @@ Four batch_norm_act_backward_autograd(c10::DispatchKeySet keys, const at::Tensor
 
 at::Tensor batch_norm_act_apply_autograd(c10::DispatchKeySet keys, const at::Tensor& input,
                                          const OptionalTensor& residual, const at::Tensor& mean,
-                                         const at::Tensor& scale, const at::Tensor& shift, StringView activation,
-                                         double alpha) {
+                                         const at::Tensor& scale, const at::Tensor& shift,
+                                         StringView activation, double alpha) {
   at::Tensor result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;

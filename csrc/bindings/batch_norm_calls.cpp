@@ -67,8 +67,8 @@ at::TensorOptions param_options(const at::Tensor& x, const OptionalTensor& weigh
   return x.options().dtype(weight.has_value() ? weight->scalar_type() : x.scalar_type());
 }
 
-BatchNormActivation BatchNormEpilogue::parameters(const char* op, const BatchNormForm& form, const at::Tensor& x,
-                                                  BackendCall& call, bool forward,
+BatchNormActivation BatchNormEpilogue::parameters(const char* op, const BatchNormForm& form,
+                                                  const at::Tensor& x, BackendCall& call, bool forward,
                                                   std::array<at::Tensor, 2>& hold) const {
   BatchNormActivation a{kind, alpha, nullptr, nullptr, nullptr, nullptr, nullptr};
   if (residual.defined()) {
@@ -100,8 +100,8 @@ BatchNormActivation BatchNormEpilogue::parameters(const char* op, const BatchNor
   return a;
 }
 
-BatchNormResult run_batch_norm_forward(const char* op, const at::Tensor& input, const BatchNormArguments& arguments,
-                                       const BatchNormEpilogue& epilogue) {
+BatchNormResult run_batch_norm_forward(const char* op, const at::Tensor& input,
+                                       const BatchNormArguments& arguments, const BatchNormEpilogue& epilogue) {
   const auto& [weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps,
                skip_nonfinite_stats] = arguments;
   const BatchNormForm form(op, input);
@@ -177,9 +177,9 @@ BatchNormResult run_batch_norm_forward(const char* op, const at::Tensor& input, 
   return {output, mean, invstd};
 }
 
-BatchNormGradients run_batch_norm_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
-                                           const OptionalTensor& weight, const at::Tensor& mean,
-                                           const at::Tensor& invstd, bool training,
+BatchNormGradients run_batch_norm_backward(const char* op, const at::Tensor& grad_output,
+                                           const at::Tensor& input, const OptionalTensor& weight,
+                                           const at::Tensor& mean, const at::Tensor& invstd, bool training,
                                            const BatchNormEpilogue& epilogue, std::array<bool, 4> output_mask) {
   const BatchNormForm form(op, input);
   BatchNormBackwardParams p;
@@ -194,7 +194,9 @@ BatchNormGradients run_batch_norm_backward(const char* op, const at::Tensor& gra
   const auto param_out = [&](bool wanted) {
     return wanted ? at::empty({form.shape.C}, params) : absent(params);
   };
-  const auto like_input = [&](bool wanted) { return wanted ? form.empty_like(input) : absent(input.options()); };
+  const auto like_input = [&](bool wanted) {
+    return wanted ? form.empty_like(input) : absent(input.options());
+  };
   at::Tensor grad_input = like_input(output_mask[0]), grad_residual = like_input(output_mask[3]);
   at::Tensor grad_weight = param_out(output_mask[1]), grad_bias = param_out(output_mask[2]);
   if (input.numel() == 0) return {grad_input, grad_weight.zero_(), grad_bias.zero_(), grad_residual};

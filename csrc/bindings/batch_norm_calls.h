@@ -55,8 +55,8 @@ struct BatchNormEpilogue {
   at::Tensor residual, scale, shift, mask, output;
 
   // Checks the tensors and points to them; `hold` keeps what had to be copied.
-  BatchNormActivation parameters(const char* op, const BatchNormForm& form, const at::Tensor& x, BackendCall& call,
-                                 bool forward, std::array<at::Tensor, 2>& hold) const;
+  BatchNormActivation parameters(const char* op, const BatchNormForm& form, const at::Tensor& x,
+                                 BackendCall& call, bool forward, std::array<at::Tensor, 2>& hold) const;
 };
 
 struct BatchNormResult {
@@ -64,16 +64,16 @@ struct BatchNormResult {
 };
 
 // epilogue: its scale, shift and mask are written where they are defined.
-BatchNormResult run_batch_norm_forward(const char* op, const at::Tensor& input, const BatchNormArguments& arguments,
-                                       const BatchNormEpilogue& epilogue);
+BatchNormResult run_batch_norm_forward(const char* op, const at::Tensor& input,
+                                       const BatchNormArguments& arguments, const BatchNormEpilogue& epilogue);
 
 struct BatchNormGradients {
   at::Tensor input, weight, bias, residual;
 };
 
-BatchNormGradients run_batch_norm_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
-                                           const OptionalTensor& weight, const at::Tensor& mean,
-                                           const at::Tensor& invstd, bool training,
+BatchNormGradients run_batch_norm_backward(const char* op, const at::Tensor& grad_output,
+                                           const at::Tensor& input, const OptionalTensor& weight,
+                                           const at::Tensor& mean, const at::Tensor& invstd, bool training,
                                            const BatchNormEpilogue& epilogue, std::array<bool, 4> output_mask);
 
 // y where grad_output is undefined, else grad_output * y'.

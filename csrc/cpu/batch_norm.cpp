@@ -139,7 +139,8 @@ class RunningStatistics {
       return;
     }
     for (int64_t i = 0; i < count; ++i) {
-      if (!std::isfinite(means[i]) || !std::isfinite(vars[i])) nonfinite_.store(true, std::memory_order_relaxed);
+      if (!std::isfinite(means[i]) || !std::isfinite(vars[i]))
+        nonfinite_.store(true, std::memory_order_relaxed);
     }
     std::copy_n(means, count, held_back_.data() + c);
     std::copy_n(vars, count, held_back_.data() + C_ + c);
@@ -280,8 +281,16 @@ void batch_norm_apply_typed(const BatchNormApplyParams& p) {
   using acc_t = acc_type<scalar_t>;
   const Plan plan = Plan::make<acc_t>(p.shape);
   const Affine<scalar_t, kUnitGy | kCentred, ActivationGradient<scalar_t>> output{
-      nullptr, static_cast<const scalar_t*>(p.grad_y), static_cast<const scalar_t*>(p.x),
-      static_cast<scalar_t*>(p.out), nullptr, nullptr, static_cast<const acc_t*>(p.mean), nullptr, nullptr, nullptr,
+      nullptr,
+      static_cast<const scalar_t*>(p.grad_y),
+      static_cast<const scalar_t*>(p.x),
+      static_cast<scalar_t*>(p.out),
+      nullptr,
+      nullptr,
+      static_cast<const acc_t*>(p.mean),
+      nullptr,
+      nullptr,
+      nullptr,
       ActivationGradient<scalar_t>(plan, p.activation)};
   walk<scalar_t>(plan, 2, false, Nothing{}, Nothing{}, Nothing{}, output);
 }
@@ -460,7 +469,8 @@ int64_t batch_norm_forward_workspace(const BatchNormForwardParams& p) {
     using acc_t = acc_type<scalar_t>;
     const Plan plan = Plan::make<acc_t>(p.shape);
     const bool elsewhere = sums_in_output<scalar_t>(plan, p) != nullptr;
-    bytes = Workspace<acc_t>::bytes(plan, elsewhere ? 0 : forward_sums(p), p.activation.scale != nullptr ? 0 : 2);
+    bytes =
+        Workspace<acc_t>::bytes(plan, elsewhere ? 0 : forward_sums(p), p.activation.scale != nullptr ? 0 : 2);
     return Status::success();
   });
   return bytes;

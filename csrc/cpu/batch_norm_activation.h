@@ -128,7 +128,8 @@ class MaskBits {
 
   // A division for each vector, by a product: right up to 2^64 / line_ values.
   __attribute__((always_inline)) Place place_of(int64_t at) const {
-    const auto line = static_cast<int64_t>(static_cast<unsigned __int128>(inverse_) * static_cast<uint64_t>(at) >> 64);
+    const auto line =
+        static_cast<int64_t>(static_cast<unsigned __int128>(inverse_) * static_cast<uint64_t>(at) >> 64);
     const int64_t within = at - line * line_;
     return {bits_ + line * line_bytes_ + within / 8, kLanes<acc_t> < 8 ? static_cast<int>(within % 8) : 0};
   }

@@ -131,7 +131,7 @@ struct EvaluationGradientTerms {
   };
 
   EvaluationGradientTerms from(int64_t c) const {
-    return {gy + c,    x + c, mean + c, scale + c, moved(grad_x, c), activation.from(c), moved(grad_residual, c)};
+    return {gy + c, x + c, mean + c, scale + c, moved(grad_x, c), activation.from(c), moved(grad_residual, c)};
   }
   Channel broadcast(int64_t c) const {
     const auto load = [c](const acc_t* values) { return V(values[c]); };
@@ -168,9 +168,7 @@ struct DoubleBackwardTerms {
   const scalar_t *gx, *gy, *x;
   const acc_t* mean;  // [C]
 
-  DoubleBackwardTerms from(int64_t c) const {
-    return {moved(gx, c), moved(gy, c), x + c, mean + c};
-  }
+  DoubleBackwardTerms from(int64_t c) const { return {moved(gx, c), moved(gy, c), x + c, mean + c}; }
   Centre<acc_t> broadcast(int64_t c) const { return {V(mean[c])}; }
   Centre<acc_t> load(int64_t c, int64_t count) const { return {load_acc(mean + c, count)}; }
 

@@ -11,14 +11,14 @@
 //
 // Evaluation needs no statistics: forward and backward are one map (2 accesses), plus one reduction where the
 // parameters' gradients are wanted.
+#include <type_traits>
+
 #include "../ops/batch_norm.h"
 #include "../ops/batch_norm_math.h"
 #include "batch_norm_activation.cuh"
 #include "batch_norm_statistics.cuh"
 #include "channels.cuh"
 #include "dispatch.cuh"
-
-#include <type_traits>
 
 namespace fastnn::cuda {
 namespace {
@@ -87,7 +87,8 @@ struct NormaliseActivate : NormaliseOp<scalar_t> {
   __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[2], acc_t (&out)[1]) const {
     out[0] = act.value(input[1] != nullptr ? k.z(in[0]) + in[1] : k.z(in[0]));
   }
-  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[2], acc_t (&out)[1], bool& bit) const {
+  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[2], acc_t (&out)[1],
+                                        bool& bit) const {
     const acc_t z = k.z(in[0]) + in[1];
     bit = act.positive(z);
     out[0] = act.value(z);
@@ -165,8 +166,8 @@ Status forward(const BatchNormForwardParams& p, Stream stream) {
     acc_t* const held_back = p.skip_nonfinite ? values : nullptr;
     const Shift<scalar_t> origin(x, shape);
     const FinishStatistics<scalar_t> finish{origin, shape.rows(), channels, running, held_back, shape.C};
-    status = reduce_channels("batch_norm_statistics", Statistics<scalar_t>{{x}, origin}, finish, shape, partials,
-                             stream);
+    status = reduce_channels("batch_norm_statistics", Statistics<scalar_t>{{x}, origin}, finish, shape,
+                             partials, stream);
     if (!status.ok()) return status;
     if (held_back == nullptr) {
       batches = p.num_batches_tracked;
@@ -455,7 +456,8 @@ struct ActivatedGradX {
   __device__ __forceinline__ uint32_t bits(int64_t i) const {
     return gradient.template bits<kVec>(i);
   }
-  __device__ __forceinline__ void apply(const Channel& ch, const acc_t (&in)[3], acc_t (&out)[2], bool bit) const {
+  __device__ __forceinline__ void apply(const Channel& ch, const acc_t (&in)[3], acc_t (&out)[2],
+                                        bool bit) const {
     const acc_t g = gradient(ch.act, in[0], in[1], in[2], bit);
     out[0] = training ? ((g + ch.k.offset) + ch.x.xhat(in[1]) * ch.k.slope) * ch.k.scale : g * ch.k.scale;
     out[1] = g;
@@ -482,7 +484,8 @@ struct ActivationGradientMap {
   __device__ __forceinline__ uint32_t bits(int64_t i) const {
     return gradient.template bits<kVec>(i);
   }
-  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[3], acc_t (&out)[1], bool bit) const {
+  __device__ __forceinline__ void apply(const Channel& k, const acc_t (&in)[3], acc_t (&out)[1],
+                                        bool bit) const {
     out[0] = gradient(k, in[0], in[1], in[2], bit);
   }
 };
@@ -538,7 +541,8 @@ Status backward(const BatchNormBackwardParams& p, Stream stream) {
     void* partials = static_cast<unsigned char*>(p.workspace) + coefficient_bytes<Coefficients>(shape.C);
     Status status;
     if (activated) {
-      const ActivatedBackwardSums<scalar_t> op{{grad_y, x, y}, mean, invstd, ActivationGradient<scalar_t>(p.activation)};
+      const ActivatedBackwardSums<scalar_t> op{
+          {grad_y, x, y}, mean, invstd, ActivationGradient<scalar_t>(p.activation)};
       status = reduce_channels("batch_norm_activated_backward_sums", op, finish, shape, partials, stream);
     } else {
       const BackwardSums<scalar_t> op{{{grad_y, x}, mean, invstd}};
@@ -549,8 +553,12 @@ Status backward(const BatchNormBackwardParams& p, Stream stream) {
   if (activated) {
     auto* grad_residual = static_cast<scalar_t*>(p.grad_residual);
     if (grad_x == nullptr && grad_residual == nullptr) return Status::success();
-    const ActivatedGradX<scalar_t> op{{grad_y, x, y}, {grad_x, grad_residual}, p.training && grad_x != nullptr,
-                                      mean,           invstd,                  coefficients,
+    const ActivatedGradX<scalar_t> op{{grad_y, x, y},
+                                      {grad_x, grad_residual},
+                                      p.training && grad_x != nullptr,
+                                      mean,
+                                      invstd,
+                                      coefficients,
                                       ActivationGradient<scalar_t>(p.activation)};
     return map_channels("batch_norm_activated_grad_x", op, shape, stream);
   }

@@ -1,10 +1,10 @@
-// What follows a normalisation in the same pass, its derivative, and the mask between them (ops/batch_norm.h has
-// the formulas).
+// What follows a normalisation in the same pass, its derivative, and the mask between them (ops/batch_norm.h
+// has the formulas).
 //
 // The mask is words of 32 bits, as a warp votes them: elements are taken in the order of memory, in groups of
-// 32 vectors of kVecSize; bit l of a group's word k is element k of vector l. So one vote is one word, which the
-// warp that maps a group writes with no other, and a thread that reads a vector reads kVecSize words next to
-// each other, the same as its neighbours.
+// 32 vectors of kVecSize; bit l of a group's word k is element k of vector l. So one vote is one word, which
+// the warp that maps a group writes with no other, and a thread that reads a vector reads kVecSize words next
+// to each other, the same as its neighbours.
 #pragma once
 
 #include <cmath>
@@ -49,7 +49,8 @@ struct MaskWords {
     }
   }
 
-  // The whole warp takes part; lane l has vector l of the group of element i, bit k of `bits` for its element k.
+  // The whole warp takes part; lane l has vector l of the group of element i, bit k of `bits` for its element
+  // k.
   __device__ __forceinline__ void store(int64_t i, uint32_t bits) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     uint32_t mine = 0;
@@ -110,7 +111,8 @@ struct ActivationGradient {
   __device__ __forceinline__ Channel channel(int64_t c, acc_t mean) const { return {mean, scale[c], shift[c]}; }
 
   template <int kVec>
-  __device__ __forceinline__ void channels(int64_t c, const acc_t (&mean)[kVec], Channel (&channel)[kVec]) const {
+  __device__ __forceinline__ void channels(int64_t c, const acc_t (&mean)[kVec],
+                                           Channel (&channel)[kVec]) const {
     acc_t scales[kVec], shifts[kVec];
     load_values(scale, c, scales);
     load_values(shift, c, shifts);

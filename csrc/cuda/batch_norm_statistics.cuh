@@ -229,8 +229,8 @@ inline constexpr int kCommitThreads = 256;
 // block: whether it does has to be known of every channel before the first is moved.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kCommitThreads, 1)
-    commit_statistics_kernel(RunningStatistics<scalar_t> running, const acc_type<scalar_t>* held_back, int64_t C,
-                             int64_t* num_batches_tracked) {
+    commit_statistics_kernel(RunningStatistics<scalar_t> running, const acc_type<scalar_t>* held_back,
+                             int64_t C, int64_t* num_batches_tracked) {
   using acc_t = acc_type<scalar_t>;
   FASTNN_SHARED(float, scratch, kWarpSize);
   FASTNN_SHARED(bool, finite, 1);

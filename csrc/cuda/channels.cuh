@@ -23,8 +23,8 @@
 //   apply(channel, in[kInputs], out[kOutputs])
 //   on_first_thread()                                run by one thread of the launch
 //
-// Either may have channels<kVec>(c, channel[kVec]) too, for the vector of channels from c on, which reads what it
-// needs of each by vectors (load_values).
+// Either may have channels<kVec>(c, channel[kVec]) too, for the vector of channels from c on, which reads what
+// it needs of each by vectors (load_values).
 //
 // Either may know a bit of each element (batch_norm_activation.cuh), and then has
 //   kBits                                            kBitsRead or kBitsWritten
@@ -109,8 +109,8 @@ inline PlanePlan plan_planes(const ChannelShape& shape, int vec, int unroll) {
   return plan;
 }
 
-// values[c + k] into out[k], by vectors where they lie so: threads next to each other then ask for bytes next to
-// each other, of which single values would leave gaps.
+// values[c + k] into out[k], by vectors where they lie so: threads next to each other then ask for bytes next
+// to each other, of which single values would leave gaps.
 template <int kVec, typename T>
 __device__ __forceinline__ void load_values(const T* values, int64_t c, T (&out)[kVec]) {
   constexpr int kWide = kVecSize<T> < kVec ? kVecSize<T> : kVec;

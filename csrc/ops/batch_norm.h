@@ -13,8 +13,8 @@
 //   y = z where z > 0 or NaN, else alpha * z (kRectify) or alpha * (exp(z) - 1) (kElu)
 //
 // Backward needs y' alone. Without a residual it finds z again, to the bit, from x, which it reads anyway, and
-// nothing is kept for it. With one, forward leaves a bit for each value (kRectify), or y is read (kElu, whose y'
-// is y + alpha where z <= 0).
+// nothing is kept for it. With one, forward leaves a bit for each value (kRectify), or y is read (kElu, whose
+// y' is y + alpha where z <= 0).
 #pragma once
 
 #include <cstdint>

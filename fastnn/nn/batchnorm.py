@@ -25,33 +25,40 @@ class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
-        return self._normalise(functional.batch_norm, input)
+        return normalise(self, functional.batch_norm, input)
 
-    def _normalise(self, function: Callable[..., Tensor], input: Tensor, *others: Tensor, **options: Any) -> Tensor:
-        """One of the functions, with this layer's arguments; ``others`` follow the input."""
-        self._check_input_dim(input)
-        momentum = self.momentum
-        if self.training and not self.track_running_stats:
-            running_mean = running_var = num_batches_tracked = None
-        else:
-            running_mean, running_var = self.running_mean, self.running_var
-            num_batches_tracked = self.num_batches_tracked if self.training else None
-        if momentum is None and num_batches_tracked is None:
-            momentum = 0.0  # an average over batches that nobody counts: torch leaves the statistics as they are
-        return function(
-            input,
-            *others,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
-            momentum,
-            self.eps,
-            num_batches_tracked=num_batches_tracked,
-            skip_nonfinite_stats=self.skip_nonfinite_stats,
-            **options,
-        )
+
+def normalise(
+    layer: torch.nn.Module,
+    function: Callable[..., Tensor],
+    input: Tensor,
+    *others: Tensor | None,
+    **options: Any,
+) -> Tensor:
+    """One of the functions with a layer's arguments, torch's layer or fastnn's; ``others`` follow the input."""
+    layer._check_input_dim(input)
+    momentum = layer.momentum
+    if layer.training and not layer.track_running_stats:
+        running_mean = running_var = num_batches_tracked = None
+    else:
+        running_mean, running_var = layer.running_mean, layer.running_var
+        num_batches_tracked = layer.num_batches_tracked if layer.training else None
+    if momentum is None and num_batches_tracked is None:
+        momentum = 0.0  # an average over batches that nobody counts: torch leaves the statistics as they are
+    return function(
+        input,
+        *others,
+        running_mean,
+        running_var,
+        layer.weight,
+        layer.bias,
+        layer.training or (layer.running_mean is None and layer.running_var is None),
+        momentum,
+        layer.eps,
+        num_batches_tracked=num_batches_tracked,
+        skip_nonfinite_stats=getattr(layer, "skip_nonfinite_stats", False),
+        **options,
+    )
 
 
 class BatchNorm1d(_BatchNormForward, torch.nn.BatchNorm1d):
@@ -126,14 +133,14 @@ class _Activated(_BatchNormForward):
 class _WithActivation(_Activated):
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
-        return self._normalise(functional.batch_norm_relu, input, activation=self.activation, alpha=self.alpha)
+        return normalise(self, functional.batch_norm_relu, input, activation=self.activation, alpha=self.alpha)
 
 
 class _WithResidual(_Activated):
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         """See the class."""
-        return self._normalise(
-            functional.batch_norm_add_relu, input, residual, activation=self.activation, alpha=self.alpha
+        return normalise(
+            self, functional.batch_norm_add_relu, input, residual, activation=self.activation, alpha=self.alpha
         )
 
 

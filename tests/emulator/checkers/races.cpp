@@ -482,8 +482,8 @@ void check_party(const GlobalVisit& visit, const Party& party, bool party_writes
                            " with nothing that orders the two: a race");
 }
 
-// What the reader's half of a cell becomes. `before`: what the reader's block did up to there, a barrier has put
-// behind all of its threads, so that whoever comes after `me` comes after that.
+// What the reader's half of a cell becomes. `before`: what the reader's block did up to there, a barrier has
+// put behind all of its threads, so that whoever comes after `me` comes after that.
 Party merge_reads(const Party& old, const Party& me, uint32_t launch_begin, uint32_t before) {
   if (old.stamp < launch_begin || old.mask == 0) return me;
   const uint32_t common = old.mask & me.mask;
@@ -549,9 +549,8 @@ bool global_access(GangRunner& runner, uintptr_t address, size_t bytes, Access k
       uint64_t old = cell.read.load(std::memory_order_relaxed);
       if (old != mine && kind == Access::kRead) {
         for (;;) {
-          const uint64_t merged = merge_reads(Party::unpack(old), visit.me, runner.launch().begin,
-                                              thread.block->before)
-                                      .pack();
+          const uint64_t merged =
+              merge_reads(Party::unpack(old), visit.me, runner.launch().begin, thread.block->before).pack();
           if (merged == old || cell.read.compare_exchange_weak(old, merged, std::memory_order_seq_cst)) break;
         }
       }

@@ -93,13 +93,15 @@ __global__ void moved_counter_kernel(int* counter, int* seen, bool ordered) {
 }
 FASTNN_CORRECT(counter_read_by_all_then_moved) {
   DeviceArray<int> counter(1, 3), seen(96);
-  FASTNN_RUN("moved_counter_kernel", moved_counter_kernel, dim3(1), dim3(96), 0, nullptr, counter.data(), seen.data(), true);
+  FASTNN_RUN("moved_counter_kernel", moved_counter_kernel, dim3(1), dim3(96), 0, nullptr, counter.data(),
+             seen.data(), true);
   FASTNN_EXPECT(counter[0] == 4 && seen[95] == 3, "counter is %d, seen as %d", counter[0], seen[95]);
   return nullptr;
 }
 FASTNN_FAULTY(counter_moved_while_others_read, "racecheck", R"re(with nothing that orders the two: a race)re") {
   DeviceArray<int> counter(1, 3), seen(96);
-  FASTNN_RUN("moved_counter_kernel", moved_counter_kernel, dim3(1), dim3(96), 0, nullptr, counter.data(), seen.data(), false);
+  FASTNN_RUN("moved_counter_kernel", moved_counter_kernel, dim3(1), dim3(96), 0, nullptr, counter.data(),
+             seen.data(), false);
   return nullptr;
 }
 

@@ -1,0 +1,849 @@
+"""Fuses the batch norms of a model with what stands around them, in place and back, and says what became of each.
+
+A module's ``forward`` is traced by torch.fx, with its submodules as single calls. Where the graph has a batch norm
+followed by an addition, an activation or both, or after a convolution, the module gets a subclass of its own class
+whose ``forward`` is the graph with one call for them, :func:`fastnn._fused.run_chain`. The submodules stay where they
+are, with their parameters, buffers and names. A module that computes nothing fused stays what it was and is called
+as before, so that its hooks are too; and one that cannot be traced leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+import functools
+import inspect
+import operator
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import fx
+from torch.nn import Module
+from torch.nn.utils import parametrize
+
+from fastnn import _fused
+from fastnn.convert import Report, _check_module, _layer_class, _set_layer_class
+
+ModuleT = TypeVar("ModuleT", bound=Module)
+
+# Where a class made by _fused_class keeps what it was made from.
+_PLAN = "_fastnn_fusion"
+_BatchNorm = torch.nn.modules.batchnorm._BatchNorm
+_NN = torch.nn.functional
+# Functions and methods that are activations; the keyword and the default of their parameter.
+_ACTIVATIONS: dict[Any, tuple[str, str, float]] = {
+    **dict.fromkeys((_NN.relu, torch.relu, torch.relu_, "relu", "relu_"), ("relu", "", 0.0)),
+    **dict.fromkeys((_NN.leaky_relu, _NN.leaky_relu_), ("leaky_relu", "negative_slope", 0.01)),
+    **dict.fromkeys((_NN.elu, _NN.elu_), ("elu", "alpha", 1.0)),
+}
+
+
+# ---- tracing one module -------------------------------------------------------------------------------------
+
+
+class _NoGraphError(Exception):
+    """Says why running a graph would not do what running the forward does."""
+
+
+def _in_place_add(tensor: Any, other: Any) -> Any:
+    # As a call of operator.iadd the generated code would have the name `tensor` stand for the result.
+    return operator.iadd(tensor, other)
+
+
+_ADDITIONS_IN_PLACE = (_in_place_add, "add_")
+_ADDITIONS = (operator.add, torch.add, "add", *_ADDITIONS_IN_PLACE)
+
+
+class _Proxy(fx.Proxy):
+    """Has the operators that write, which torch.fx would record as those that do not."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", _in_place_add, (self, other), {})
+
+    def _refuse(self, other: Any) -> Any:
+        raise _NoGraphError("its forward has an operator that writes in place and is not +=")
+
+    __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imod__ = __ipow__ = _refuse
+    __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = __imatmul__ = _refuse
+
+
+class _Tracer(fx.Tracer):
+    """Records one forward. The submodules in ``inlined`` become part of its graph, others are single calls.
+
+    Parameters that have defaults take them: what depends on whether they are None is traced rightly so. Every node
+    knows in which module's forward it was made: ``meta["module"]``, a name as in ``named_modules()``.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, inlined: set[Module]) -> None:
+        super().__init__()
+        self._inlined = inlined
+        self._mode = _mode()
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
+        return m not in self._inlined
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        names = _required_parameters(root_fn)
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if _mode() != self._mode:
+            raise _NoGraphError("it switches the gradient or autocast mode")
+        node = super().create_node(kind, target, *args, **kwargs)
+        callers = [name for name, _ in self.module_stack.values()]
+        node.meta["module"] = "".join((callers[:-1] if kind == "call_module" else callers)[-1:])
+        return node
+
+
+def _mode() -> tuple[bool, ...]:
+    """What a forward may switch without torch.fx noticing."""
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+
+
+def _required_parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters after self that have no default."""
+    _, *parameters = inspect.signature(forward).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    for p in required:
+        if p.kind is not p.POSITIONAL_OR_KEYWORD:
+            raise _NoGraphError(f"its forward takes {p}")
+    return tuple(p.name for p in required)
+
+
+class _Untouched:
+    """Within it a forward runs in one mode; after it the modules and random generators are as before.
+
+    Raises:
+        _NoGraphError: at the end, when the forward changed them, which running its graph would not.
+    """
+
+    def __init__(self, modules: set[Module], training: bool) -> None:
+        self._dicts = [d for m in modules for d in (vars(m), m._parameters, m._buffers, m._modules)]
+        self._modules, self._training = modules, training
+
+    def __enter__(self) -> None:
+        self._before = [d.copy() for d in self._dicts]
+        self._generators = random.getstate(), torch.get_rng_state()
+        for module in self._modules:
+            vars(module)["training"] = self._training
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        changed = set()
+        for now, before in zip(self._dicts, self._before, strict=True):
+            keys = now.keys() | before.keys()
+            changed |= {k for k in keys if k != "training" and (k not in before or now.get(k) is not before[k])}
+            now.clear()
+            now.update(before)
+        python, torch_s = self._generators
+        drew = random.getstate() != python or not torch.equal(torch.get_rng_state(), torch_s)
+        random.setstate(python)
+        torch.set_rng_state(torch_s)
+        if error is not None:
+            return
+        if any(name.startswith("_tensor_constant") for name in changed):
+            raise _NoGraphError("its forward makes tensors of its own")
+        if changed:
+            raise _NoGraphError(f"its forward assigns to self.{min(changed)}")
+        if drew:
+            raise _NoGraphError("its forward draws random numbers by itself")
+
+
+def _trace(module: Module, inlined: set[Module], training: bool) -> fx.Graph:
+    """The graph of a module's forward in one mode.
+
+    Raises:
+        _NoGraphError: where torch.fx fails, or the graph would do something else.
+    """
+    try:
+        with _Untouched({module, *inlined}, training):
+            graph = _Tracer(inlined).trace(module)
+    except _NoGraphError:
+        raise
+    except Exception as error:  # whatever the forward and torch.fx raise
+        first_line = (str(error).splitlines() or [""])[0]
+        raise _NoGraphError(f"torch.fx cannot trace its forward: {type(error).__name__}: {first_line}") from error
+    for node in graph.nodes:
+        node.type = None  # an annotation may name what the generated code does not import
+    return graph
+
+
+def _is_same(graph: fx.Graph, other: fx.Graph) -> bool:
+    def form(node: fx.Node) -> tuple[Any, ...]:
+        return node.op, node.name, node.target, str(node.args), str(node.kwargs)
+
+    return [form(node) for node in graph.nodes] == [form(node) for node in other.nodes]
+
+
+# ---- chains in a graph --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The nodes of one call of :func:`_fused.run_chain`."""
+
+    batch_norm: fx.Node
+    convolution: fx.Node | None = None
+    addition: fx.Node | None = None
+    activation: fx.Node | None = None
+    function: _fused.Activation | None = None
+    """The activation where it is a function, not a module."""
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return [n for n in (self.convolution, self.batch_norm, self.addition, self.activation) if n is not None]
+
+    @property
+    def residual(self) -> fx.Node | None:
+        if self.addition is None:
+            return None
+        left, right = self.addition.args
+        return right if left is self.batch_norm else left
+
+    def rewrite(self, graph: fx.Graph) -> None:
+        """Puts the one call where the last of the nodes is, in their place."""
+        first, last = self.nodes[0], self.nodes[-1]
+        with graph.inserting_before(last):
+            convolution = None if self.convolution is None else graph.get_attr(self.convolution.target)
+            batch_norm = graph.get_attr(self.batch_norm.target)
+            activation: Any = self.function
+            if self.activation is not None and activation is None:
+                activation = graph.get_attr(self.activation.target)
+            in_place = self.addition is not None and self.addition.target in _ADDITIONS_IN_PLACE
+            operands = (first.args[0], self.residual)
+            call = graph.call_function(_fused.run_chain, (convolution, batch_norm, activation, in_place, *operands))
+        last.replace_all_uses_with(call)
+        for node in reversed(self.nodes):
+            graph.erase_node(node)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What becomes of a batch norm: ``fused`` names the parts, ``reason`` says why there are not more."""
+
+    target: str
+    fused: str
+    reason: str
+
+
+class _Finder:
+    """Finds the chains of a graph whose modules are those of ``root``.
+
+    With ``recompute`` also those that are one only for what need not be kept: a batch norm alone, or with an
+    activation that no op fuses.
+    """
+
+    def __init__(self, root: Module, graph: fx.Graph, recompute: bool) -> None:
+        self._root, self._graph, self._recompute = root, graph, recompute
+        self._place = {node: place for place, node in enumerate(graph.nodes)}
+        self.chains: list[_Chain] = []
+        self.rows: list[_Row] = []
+        calls: dict[Module, list[fx.Node]] = defaultdict(list)
+        for node in graph.nodes:
+            module = self._module(node)
+            if isinstance(module, _BatchNorm):
+                calls[module].append(node)
+        refusals = {nodes[0]: self._refusal(module, nodes) for module, nodes in calls.items()}
+        self._able = {node for node, refusal in refusals.items() if not refusal}
+        for node, refusal in refusals.items():
+            self.rows.append(_Row(node.target, "", refusal) if refusal else self._fuse(node))
+
+    def ends_in_batch_norm(self) -> fx.Node | None:
+        """The batch norm whose output is the graph's."""
+        returned = self._graph.output_node().args[0]
+        return returned if isinstance(returned, fx.Node) and returned in self._able else None
+
+    def rewritten(self) -> _Code:
+        """The graph's code with the chains in it; the graph is used up."""
+        for chain in self.chains:
+            chain.rewrite(self._graph)
+        return _Code.of(self._graph)
+
+    def _module(self, node: fx.Node) -> Module | None:
+        return self._root.get_submodule(node.target) if node.op == "call_module" else None
+
+    def _refusal(self, module: Module, nodes: list[fx.Node]) -> str:
+        if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
+            return "it does not know its size yet: call the model once before"
+        if not _fused.is_batch_norm(module):
+            return f"{_layer_class(module).__name__} has its own computation"
+        if _fused.has_hooks(module):
+            return "it has hooks"
+        if len(nodes) > 1:
+            return f"it is called {len(nodes)} times"
+        return "" if self._takes_one(nodes[0]) else "it is called with other arguments"
+
+    @staticmethod
+    def _takes_one(node: fx.Node) -> bool:
+        return len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs
+
+    def _fuse(self, node: fx.Node) -> _Row:
+        whole, reason = self._what_follows(_Chain(node))
+        attempts = [whole, _Chain(node)]
+        convolution = self._convolution_before(node)
+        if convolution is not None:
+            folding = [replace(chain, convolution=convolution) for chain in attempts]
+            # Not with an addition: the fused op makes one pass over memory there, and folding would leave two.
+            attempts = [folding[0], whole, *folding[1:]] if whole.addition is None else [whole, *folding[1:]]
+            attempts.append(_Chain(node))
+        chain = next(chain for chain in attempts if not self._is_disturbed(chain))
+        if chain.addition is not whole.addition or chain.activation is not whole.activation:
+            reason = "something may be written in place before what follows it"
+        if chain.nodes == [node] and not self._recompute:
+            return _Row(node.target, "", reason)
+        self.chains.append(chain)
+        parts = ["batch_norm"]
+        if chain.addition is not None:
+            parts.append("add")
+        if chain.activation is not None:
+            function = chain.function or _fused.activation_of(self._module(chain.activation))
+            parts += [function[0]] if function else []
+        said = [" + ".join(parts)] if len(parts) > 1 else []
+        if chain.convolution is not None:
+            said.append("conv folded in evaluation")
+        return _Row(node.target, ", ".join(said) or "recomputed in backward", reason)
+
+    def _convolution_before(self, node: fx.Node) -> fx.Node | None:
+        before = node.args[0]
+        module = self._module(before)
+        able = (
+            module is not None
+            and _fused.is_convolution(module)
+            and not _fused.has_hooks(module)
+            and len(before.users) == 1
+            and self._takes_one(before)
+        )
+        return before if able else None
+
+    def _what_follows(self, chain: _Chain) -> tuple[_Chain, str]:
+        """The chain with addition and activation where it has them, and why it has no more."""
+        node = chain.nodes[-1]
+        if len(node.users) != 1:
+            return chain, f"its output is used {len(node.users)} times"
+        (user,) = node.users
+        if user.op == "output":
+            return chain, "its output is returned"
+        if chain.addition is None and user.op != "call_module" and user.target in _ADDITIONS:
+            reason = self._not_added(user, node)
+            if reason:
+                return chain, reason
+            found, _ = self._what_follows(replace(chain, addition=user))
+            return found, ""
+        module = self._module(user)
+        if module is not None:
+            known = _fused.activation_of(module) is not None
+            reason = "" if known else f"{type(module).__name__} is not fused"
+            if (not known and not (self._recompute and _fused.pointwise_of(module))) or not self._takes_one(user):
+                return chain, reason or f"{user.target} has other arguments"
+            if _fused.has_hooks(module):
+                return chain, f"{user.target} has hooks"
+            return replace(chain, activation=user), reason
+        function = self._function(user)
+        if function is None:
+            return chain, f"{getattr(user.target, '__name__', user.target)} is not fused"
+        return replace(chain, activation=user, function=function), ""
+
+    def _not_added(self, addition: fx.Node, node: fx.Node) -> str:
+        """Why an addition cannot be fused with a batch norm that it adds."""
+        if len(addition.args) != 2 or any(name != "alpha" or value != 1 for name, value in addition.kwargs.items()):
+            return "the addition has other arguments"
+        left, right = addition.args
+        if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
+            return "no other tensor is added to it"
+        if right is node and addition.target in _ADDITIONS_IN_PLACE:
+            return "the addition writes into its other operand"
+        if right is node and left in self._able and len(left.users) == 1:
+            return "the addition is fused with its other operand"
+        return ""
+
+    @staticmethod
+    def _function(node: fx.Node) -> _fused.Activation | None:
+        """Name and parameter of the activation that a node computes by a function or method."""
+        if node.target not in _ACTIVATIONS or not node.args:
+            return None
+        name, keyword, alpha = _ACTIVATIONS[node.target]
+        names = [keyword, "inplace"] if keyword else ["inplace"]
+        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        if len(node.args) - 1 > len(names) or given.keys() - set(names):
+            return None
+        alpha = given.get(keyword, alpha)
+        usable = isinstance(alpha, (int, float)) and (name != "elu" or alpha >= 0)
+        return (name, float(alpha)) if usable else None
+
+    def _is_disturbed(self, chain: _Chain) -> bool:
+        """Whether something between the nodes may write to what they read: they all move to the last one's place."""
+        first, last = (self._place[chain.nodes[place]] for place in (0, -1))
+        read = {chain.nodes[0].args[0], chain.batch_norm.args[0], chain.residual}
+        between = [n for n, place in self._place.items() if first < place < last and n not in chain.nodes]
+        return any(self._may_write(node, read) for node in between)
+
+    def _may_write(self, node: fx.Node, read: set[Any]) -> bool:
+        module = self._module(node)
+        if module is not None:
+            stock = all(
+                type(m).__module__.startswith(("torch.nn.", "fastnn.nn.")) and not getattr(m, "inplace", False)
+                for m in module.modules()
+            )
+            return not stock and not read.isdisjoint(node.all_input_nodes)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        writes = (
+            node.op in ("call_function", "call_method")
+            and not name.startswith("__")
+            and (
+                name.endswith("_")
+                or node.target in (_in_place_add, operator.setitem)
+                or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
+                or "out" in node.kwargs
+            )
+        )
+        if not writes:
+            return False
+        # A view of what is read may be written to as well; a layer's own output is none.
+        target = self._module(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        return not isinstance(target, (_BatchNorm, torch.nn.modules.conv._ConvNd))
+
+
+# ---- the plan for one module --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Code:
+    """The generated forward, and the functions that it names."""
+
+    source: str
+    functions: dict[str, Any]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> _Code:
+        code = graph.python_code("self")
+        return cls(code.src, {k: v for k, v in code.globals.items() if not isinstance(v, ModuleType)})
+
+    def compile(self, name: str) -> Callable[..., Any]:
+        namespace = {"torch": torch, **self.functions}
+        exec(compile(self.source, f"<{name}.forward fused by fastnn>", "exec"), namespace)
+        return namespace["forward"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a fused class is made from. It names submodules and holds none, so that copies of a model share it.
+
+    ``layout`` has, for the module and for each one that became part of its graph or has no forward, its name, its
+    class (None where it does not matter) and the names of its submodules.
+    """
+
+    original: type[Module]
+    recompute: bool
+    is_root: bool = False
+    parameters: tuple[str, ...] = ()
+    layout: tuple[tuple[str, type[Module] | None, tuple[str, ...]], ...] = ()
+    training: _Code | None = None
+    evaluation: _Code | None = None
+    rows: tuple[_Row, ...] = ()
+    is_complete: bool = True
+
+    @property
+    def inlined(self) -> list[str]:
+        return [name for name, cls, _ in self.layout if cls is not None]
+
+    def __deepcopy__(self, memo: Any) -> _Plan:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A graph names functions that cannot be pickled: whoever reads this traces the module again.
+        layout = tuple((name, Module, ()) for name in self.inlined)
+        return _Plan, (self.original, self.recompute, self.is_root, (), layout, None, None, (), False)
+
+
+def _original(module: Module) -> type[Module]:
+    """The class that a module has when it is not fused."""
+    cls = _layer_class(module)
+    plan = vars(cls).get(_PLAN)
+    return cls if plan is None else plan.original
+
+
+def _has_fused_forward(module: Module) -> bool:
+    plan = vars(_layer_class(module)).get(_PLAN)
+    return plan is not None and plan.training is not None
+
+
+def _has_forward(module: Module) -> bool:
+    return type(module).forward is not Module.forward
+
+
+def _is_container(module: Module) -> bool:
+    """Whether a module's forward is somebody's code that calls others; of torch's own that is Sequential."""
+    cls = _original(module)
+    own = cls is torch.nn.Sequential or not cls.__module__.startswith("torch.nn.")
+    return own and bool(module._modules) and _has_forward(module) and not isinstance(module, _BatchNorm)
+
+
+def _parts(module: Module) -> Iterator[Module]:
+    """The submodules that a module's forward calls: what stands in ModuleLists and the like is its own."""
+    for child in module.children():
+        yield child
+        if not _has_forward(child):
+            yield from _parts(child)
+
+
+def _layout(module: Module, inlined: set[Module], name: str = "") -> Iterator[tuple[str, type[Module] | None, Any]]:
+    yield name, _layer_class(module) if module in inlined else None, tuple(module._modules)
+    for child_name, child in module.named_children():
+        if child in inlined or not _has_forward(child):
+            yield from _layout(child, inlined, f"{name}.{child_name}" if name else child_name)
+
+
+class _Planner:
+    """Makes plans for the modules of a model, each once. ``recompute`` is :func:`fuse`'s."""
+
+    def __init__(self, recompute: bool) -> None:
+        self._recompute = recompute
+        self._plans: dict[Module, _Plan | None] = {}
+        # The submodules, itself among them, that a module's caller may take into its graph to reach the batch norm
+        # whose output the module returns.
+        self._ends: dict[Module, set[Module]] = {}
+        self.reasons: dict[Module, str] = {}
+        """Why a module with batch norms has no plan."""
+        self.inlined: set[Module] = set()
+        """What the plans take into their graphs."""
+
+    def plan(self, module: Module) -> _Plan | None:
+        """The plan for a module; None where it has no batch norm, has a fused forward or can have none."""
+        if module not in self._plans:
+            self._plans[module], self._ends[module] = None, set()
+            if _is_container(module) and not _has_fused_forward(module):
+                try:
+                    self._plans[module] = self._make(module)
+                except _NoGraphError as error:
+                    self.reasons[module] = str(error)
+        return self._plans[module]
+
+    def _make(self, module: Module) -> _Plan | None:
+        parts = set(_parts(module))
+        candidates: set[Module] = set()
+        for part in parts:
+            self.plan(part)
+            candidates |= self._ends[part]
+        if not candidates and not any(isinstance(part, _BatchNorm) for part in parts):
+            return None
+        finders = _find(module, candidates, self._recompute)
+        end = finders[0].ends_in_batch_norm()
+        if end is not None and len(finders) == 1 and not _fused.has_hooks(module):
+            self._ends[module] = {module, *_enclosing(module, end)}
+        reached = {
+            part
+            for finder in finders
+            for chain in finder.chains
+            if len({node.meta["module"] for node in chain.nodes}) > 1
+            for node in chain.nodes
+            for part in _enclosing(module, node)
+        }
+        self.inlined |= reached
+        if reached != candidates:
+            finders = _find(module, reached, self._recompute)
+        return _plan_of(module, reached, finders, self._recompute)
+
+
+def _enclosing(module: Module, node: fx.Node) -> list[Module]:
+    """The submodules in whose forwards a node was made, from the outermost."""
+    names = node.meta["module"].split(".") if node.meta["module"] else []
+    modules = [module.get_submodule(".".join(names[: depth + 1])) for depth in range(len(names))]
+    return [m for m in modules if _has_forward(m)]
+
+
+def _find(module: Module, inlined: set[Module], recompute: bool) -> list[_Finder]:
+    """The finders of a module's graphs in training and evaluation; one of them where both are the same.
+
+    Raises:
+        _NoGraphError: where there is no graph.
+    """
+    if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
+        raise _NoGraphError("it is traced already: fuse before tracing")
+    if "forward" in vars(module):
+        raise _NoGraphError("its forward is replaced on this object")
+    if parametrize.is_parametrized(module):
+        raise _NoGraphError("it is parametrised")
+    graphs = [_trace(module, inlined, training) for training in (True, False)]
+    return [_Finder(module, graph, recompute) for graph in graphs[: 1 if _is_same(*graphs) else 2]]
+
+
+def _plan_of(module: Module, inlined: set[Module], finders: list[_Finder], recompute: bool) -> _Plan | None:
+    if not any(finder.chains for finder in finders):
+        return _Plan(_original(module), recompute, rows=tuple(finders[0].rows))
+    codes = [finder.rewritten() for finder in finders]
+    return _Plan(
+        _original(module),
+        recompute,
+        parameters=_required_parameters(_original(module).forward),
+        layout=tuple(_layout(module, inlined)),
+        training=codes[0],
+        evaluation=codes[-1],
+        rows=tuple(finders[0].rows),
+    )
+
+
+# ---- the class that a module gets ---------------------------------------------------------------------------
+
+
+def _new_fused(plan: _Plan, *args: Any) -> Module:
+    """What unpickling a fused module calls: its class has no importable name of its own."""
+    cls = _fused_class(plan)
+    return cls.__new__(cls, *args)
+
+
+def _fused_class(plan: _Plan) -> type[Module]:
+    """A subclass of the plan's class that computes as planned; modules of the same plan share it.
+
+    Raises:
+        TypeError: where the class cannot be subclassed so.
+    """
+    original = plan.original
+    for made in original.__subclasses__():
+        if vars(made).get(_PLAN) == plan:
+            return made
+    codes = (plan.training, plan.evaluation)
+    training, evaluation = (None if code is None else code.compile(original.__qualname__) for code in codes)
+
+    @functools.wraps(original.forward)
+    def forward(self: Module, *args: Any, **kwargs: Any) -> Any:
+        run = training if self.training else evaluation
+        if run is None or not _takes(plan, args, kwargs) or not _is_laid_out(plan, self):
+            run = original.forward
+        if plan.is_root and _fused.may_recompute():
+            with _fused.recomputing():
+                return run(self, *args, **kwargs)
+        return run(self, *args, **kwargs)
+
+    def train(self: Module, mode: bool = True) -> Module:
+        # Writes through `.data`, which torch does not count, usually end with a switch of the mode.
+        _fused.forget_folds(self)
+        return original.train(self, mode)
+
+    def __setstate__(self: Module, state: Any) -> None:  # noqa: N807
+        original.__setstate__(self, state)
+        if not plan.is_complete:
+            _complete(self, plan)
+
+    def __reduce_ex__(self: Module, protocol: int) -> tuple[Any, ...]:  # noqa: N807
+        # Above protocol 1 the default is (copyreg.__newobj__, (class, *arguments), state, ...).
+        _, (_, *args), *state = object.__reduce_ex__(self, max(protocol, 2))
+        return (_new_fused, (plan, *args), *state)
+
+    namespace: dict[str, Any] = {
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "forward": forward,
+        "train": train,
+        "__setstate__": __setstate__,
+    }
+    if original.__reduce_ex__ is object.__reduce_ex__ and original.__reduce__ is object.__reduce__:
+        namespace["__reduce_ex__"] = __reduce_ex__
+    metaclass: Any = type(original)
+    made = metaclass(original.__name__, (original,), namespace)
+    # Not in the namespace: a class that an __init_subclass__ refused lingers among the subclasses without it.
+    setattr(made, _PLAN, plan)
+    return made
+
+
+def _takes(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call leaves every parameter that has a default at it, which is how the forward was traced."""
+    names = plan.parameters
+    return len(args) + len(kwargs) == len(names) and all(name in names[len(args) :] for name in kwargs)
+
+
+def _is_laid_out(plan: _Plan, module: Module) -> bool:
+    """Whether a module has the submodules that it was traced with, and none that was taken in has got hooks."""
+    for name, cls, names in plan.layout:
+        part: Any = module
+        for step in name.split(".") if name else ():
+            part = part._modules[step]
+        if part is None or tuple(part._modules) != names:
+            return False
+        if cls is not None and (type(part) is not cls or _fused.has_hooks(part)):
+            return False
+    return True
+
+
+def _complete(module: Module, plan: _Plan) -> None:
+    """Fuses a module that was unpickled: its plan had to be left behind."""
+    _set_layer_class(module, plan.original)
+    inlined = {module.get_submodule(name) for name in plan.inlined}
+    try:
+        made = _plan_of(module, inlined, _find(module, inlined, plan.recompute), plan.recompute)
+    except _NoGraphError:  # the code of its class is another now
+        made = _Plan(plan.original, plan.recompute)
+    if made.training is not None or plan.is_root:
+        _set_layer_class(module, _fused_class(replace(made, is_root=plan.is_root)))
+
+
+# ---- public functions ---------------------------------------------------------------------------------------
+
+
+def fuse(model: ModuleT, *, recompute: bool = True, copy: bool = False) -> ModuleT:
+    """Fuses each batch norm of a model with the addition and activation after it, and keeps less for backward.
+
+    - ``act(batch_norm(x))`` and ``act(batch_norm(x) + residual)``, with a ReLU, leaky ReLU, ELU or no activation,
+      are computed by :func:`fastnn.functional.batch_norm_relu` and :func:`~fastnn.functional.batch_norm_add_relu`.
+    - In evaluation, where no gradient of its parameters is wanted, a batch norm between a convolution and
+      anything but an addition becomes part of the convolution. The folded weights are made once and again when a
+      parameter or statistic has changed, as far as torch counts changes (writes through ``.data`` it does not:
+      call ``model.eval()`` after those). The parameters stay as they are.
+    - With ``recompute``, what a batch norm and its activation return is not kept for backward where only autograd
+      holds it, but made again there, at the cost of one pass over memory; so too with ReLU6, Hardtanh, Hardswish,
+      SiLU, Mish and GELU. It needs the model itself to be called, and does nothing within ``torch.compile``,
+      ``torch.func`` and other saved-tensor hooks, as checkpointing's. A residual that is written to in place after
+      the addition makes backward raise; without ``recompute`` it may be.
+
+    In place: the model and its modules stay the same objects with the same parameters, buffers, hooks, names and
+    ``state_dict``; those whose ``forward`` has something to fuse get a subclass of their class. Copies and pickles of
+    the model are fused too. What is changed later is followed: the mode, parameters, hooks, batch norms and
+    activations that are replaced, submodules added or removed. What is not: whatever else a ``forward`` with
+    something to fuse reads from Python, its attributes and globals, is as it was when it was traced here, and what it
+    does besides computing, printing say, is not done; fuse again after a change. ``type(module) is Class`` is no
+    longer true, ``isinstance`` is. ``torch.jit.script`` and ``torch.fx.symbolic_trace`` need :func:`unfuse` first.
+
+    Fusing twice is fusing once, with the later arguments. Before or after :func:`fastnn.convert`, it does not matter.
+
+    Args:
+        model: the model.
+        recompute: make activations again in backward.
+        copy: fuse a deep copy instead, and leave ``model`` as it is.
+
+    Returns:
+        The model, or the copy. :func:`fusion_report` says what was done.
+
+    Raises:
+        TypeError: when ``model`` is not a ``torch.nn.Module``.
+    """
+    _check_module("fuse", model)
+    model = unfuse(model, copy=copy)
+    planner = _Planner(recompute)
+    plans = [(module, planner.plan(module)) for module in model.modules()]
+    plans = [(m, p) for m, p in plans if p is not None and p.training is not None and m not in planner.inlined]
+    for module, plan in plans:
+        _give_class(module, replace(plan, is_root=recompute and module is model))
+    if recompute and plans and _original(model) is _layer_class(model) and "forward" not in vars(model):
+        _give_class(model, _Plan(_original(model), recompute, is_root=True))
+    return model
+
+
+def _give_class(module: Module, plan: _Plan) -> None:
+    try:
+        cls = _fused_class(plan)
+    except Exception:  # whatever a metaclass or __init_subclass__ of somebody else's raises; the report says it
+        return
+    _set_layer_class(module, cls)
+
+
+def unfuse(model: ModuleT, *, copy: bool = False) -> ModuleT:
+    """Undoes :func:`fuse`: gives every module its class again, with the parameters that it has now.
+
+    Args:
+        model: the model, fused or not, or one that contains it.
+        copy: unfuse a deep copy instead, and leave ``model`` as it is.
+
+    Returns:
+        The model, or the copy.
+
+    Raises:
+        TypeError: when ``model`` is not a ``torch.nn.Module``.
+    """
+    _check_module("unfuse", model)
+    if copy:
+        model = copying.deepcopy(model)
+    for module in model.modules():
+        if _original(module) is not _layer_class(module):
+            _set_layer_class(module, _original(module))
+    return model
+
+
+@dataclass(frozen=True)
+class FusionRow:
+    """One batch norm of a report."""
+
+    name: str
+    """Where it stands in the model, as in ``named_modules()``; empty for the model itself."""
+    class_name: str
+    """The name of its class."""
+    fused: str
+    """What it is part of: "batch_norm + add + relu", "conv folded in evaluation"; empty for none."""
+    reason: str
+    """Why it is not part of more; may be empty where it is part of something."""
+
+
+@dataclass(frozen=True)
+class FusionReport(Report):
+    """What :func:`fusion_report` returns: rows, and as a string a table of them."""
+
+    rows: tuple[FusionRow, ...]
+    recomputes: bool
+    """Whether activations are made again in backward."""
+    _titles = ("layer", "class", "fused", "why not more")
+
+    @property
+    def fused(self) -> int:
+        """Number of batch norms that are part of something."""
+        return sum(bool(row.fused) for row in self.rows)
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        return [(row.name or "(model)", row.class_name, row.fused or "no", row.reason) for row in self.rows]
+
+    def _summary(self) -> str:
+        kept = "; their outputs are made again in backward" if self.recomputes else ""
+        return f"{self.fused} of {len(self.rows)} batch norms are fused{kept}"
+
+
+def fusion_report(model: Module) -> FusionReport:
+    """Says of each batch norm of a model what it is fused with, and why not with more.
+
+    Args:
+        model: the model, fused or not; it is not changed.
+
+    Returns:
+        A report: iterate over it for the rows, each batch norm once, or print it for a table.
+
+    Raises:
+        TypeError: when ``model`` is not a ``torch.nn.Module``.
+    """
+    _check_module("fusion_report", model)
+    fusions = [vars(_layer_class(module)).get(_PLAN) for module in model.modules()]
+    planner = _Planner(any(plan is not None and plan.recompute for plan in fusions))
+    found: dict[Module, tuple[str, str]] = {}
+    reasons: dict[Module, str] = {}
+    for module, fusion in zip(model.modules(), fusions, strict=True):  # callers come before what they call
+        plan = fusion if _has_fused_forward(module) else planner.plan(module)
+        for row in () if plan is None else plan.rows:
+            batch_norm = module.get_submodule(row.target)
+            if plan is not fusion and row.fused:
+                found.setdefault(batch_norm, ("", _why_not_yet(plan)))
+            else:
+                found.setdefault(batch_norm, (row.fused, row.reason))
+        for part in _parts(module) if module in planner.reasons else ():
+            reasons[part] = f"in {_layer_class(module).__name__}: {planner.reasons[module]}"
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            no_caller = ("", reasons.get(module, "no forward that could be traced calls it"))
+            rows.append(FusionRow(name, _layer_class(module).__name__, *found.get(module, no_caller)))
+    is_root = [plan is not None and plan.is_root for plan in fusions]
+    return FusionReport(tuple(rows), any(is_root))
+
+
+def _why_not_yet(plan: _Plan) -> str:
+    try:
+        _fused_class(plan)
+    except Exception as error:  # as in _give_class
+        return f"{plan.original.__name__} cannot be subclassed: {error}"
+    return "not fused yet: fastnn.fuse(model) fuses it"
