@@ -15,7 +15,7 @@ import torch
 import fastnn
 from fastnn import bench, cli
 from fastnn.bench import correctness, graphs, measure, memory, noise, record, session, suites, timing
-from fastnn.bench.layers import Conv, Linear, Norm, Pool
+from fastnn.bench.layers import Conv, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
 from fastnn.bench.recurrent import Cell, Recurrence, SteppedLSTM
 
@@ -159,6 +159,8 @@ SMALL = (
     Norm(4, 5, 6, 6),
     Norm(16, 5, 0, 0),
     Norm(4, 5, 6, 6, training=False),
+    NormReLU(4, 5, 6, 6),
+    NormReLU(4, 5, 6, 6, residual=True),
     Cell(3, 8),
     Recurrence(3, 4, 8, bidirectional=True),
     suites.WholeNetwork("lenet5", 2),

@@ -487,7 +487,8 @@ def checkout(tmp_path: Path) -> Path:
     write(results / "amd" / "2026-10-01-0f0f0f0.json", small_record(date="2026-10-01", commit="0f0f0f0"))
     write(results / "h200" / "2026-11-19-abc.json", small_record(device="cuda:0", name="NVIDIA H200"))
     kernel = {"file": "conv.cu", "arch": "sm_80", "shared_bytes": 1024, "stack_bytes": 0, "spill_store_bytes": 0}
-    write(results / "cuda_resources.json", [{**kernel, "registers": r, "stack_bytes": r // 255} for r in (40, 255)])
+    kernels = [{**kernel, "registers": r, "stack_bytes": r // 255} for r in (40, 255)]
+    write(results / "cuda_resources.json", {"nvcc": "13.0", "rows": kernels})
     accesses = {"asked_bytes": 50, "moved_bytes": 100, "ideal_wavefronts": 4, "wavefronts": 6, "efficiency": 0.5}
     row = {"op": "conv2d", "dtype": "float32", "direction": "forward", "kernels": [{"name": "k", **accesses}]}
     write(results / "memory_efficiency.json", {"commit": "abc", "rows": [row]})

@@ -1,10 +1,14 @@
 """Compiles every CUDA kernel and reports what each needs of a multiprocessor; fails on spills.
 
-    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--out FILE.json] [--jobs 2]
+    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--out FILE.json] [--compare FILE.json] [--jobs 2]
 
 Needs nvcc (on PATH or in $CUDACXX) and no GPU. One row per kernel and architecture, from ptxas: registers a
 thread, shared memory and constant bank of a block in bytes, stack frame and spills of a thread in bytes. Spilled
 registers and stack frames go through local memory, at a hundred times a register's cost, so any is an error.
+
+With --compare it fails as well where a kernel wants more than an earlier report says, or where the two do not have the
+same kernels, so that a regression shows without a GPU. Compilers differ: of another release of nvcc than the report's
+nothing is compared. A change that is meant is kept by writing the report anew with --out.
 """
 
 from __future__ import annotations
@@ -62,11 +66,41 @@ def compile_one(nvcc: str, source: Path, arch: str, directory: str) -> tuple[str
     return (log if done.returncode else ""), [{"file": source.name, **row} for row in parse(log)]
 
 
+# Registers that a kernel may gain before it counts: what an unrelated edit may do to the compiler's choices.
+MORE_REGISTERS = 8
+
+
+def release_of(nvcc: str) -> str:
+    """The compiler's release, as 13.0."""
+    text = subprocess.run([nvcc, "--version"], text=True, capture_output=True, check=True).stdout
+    match = re.search(r"release (\d+\.\d+)", text)
+    return match[1] if match else "unknown"
+
+
+def compare(rows: list[dict], kept: list[dict]) -> list[str]:
+    """What is worse than in the report that is kept, and which kernels only one of the two has."""
+
+    def by_kernel(report: list[dict]) -> dict[tuple[str, str, str], dict]:
+        return {(row["arch"], row["file"], row["kernel"]): row for row in report}
+
+    new, old = by_kernel(rows), by_kernel(kept)
+    archs = {row["arch"] for row in rows}
+    worse = [f"not in the report: {' '.join(key)}" for key in sorted(new.keys() - old.keys())]
+    worse += [f"in the report alone: {' '.join(key)}" for key in sorted(old.keys() - new.keys()) if key[0] in archs]
+    for key in sorted(new.keys() & old.keys()):
+        for what, more in (("registers", MORE_REGISTERS), ("shared_bytes", 0)):
+            before, now = old[key].get(what, 0), new[key].get(what, 0)
+            if now > before + more:
+                worse.append(f"{now} {what}, were {before}: {' '.join(key)}")
+    return worse
+
+
 def main() -> int:
-    """Compiles, prints the table and writes it; 1 when a file does not compile or a kernel spills."""
+    """Compiles, prints the table and writes it; 1 when a file does not compile, a kernel spills or wants more."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", nargs="+", default=["sm_80", "sm_90a"])
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
+    parser.add_argument("--compare", type=Path, help="fail where a kernel wants more than this report says")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
@@ -93,13 +127,24 @@ def main() -> int:
         )
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"nvcc": release_of(nvcc), "rows": rows}, indent=1) + "\n")
+    worse = []
+    if arguments.compare:
+        kept = json.loads(arguments.compare.read_text(encoding="utf-8"))
+        if kept["nvcc"] == release_of(nvcc):
+            worse = compare(rows, kept["rows"])
+        else:
+            print(f"{arguments.compare} is of nvcc {kept['nvcc']}, this is {release_of(nvcc)}: not compared")
     for log in failures:
         print(log, file=sys.stderr)
     for row in spilled:
         print(f"uses local memory: {row['kernel']} on {row['arch']}", file=sys.stderr)
+    for line in worse:
+        print(line, file=sys.stderr)
+    if worse:
+        print(f"differs from {arguments.compare}: where it is meant, write it anew with --out", file=sys.stderr)
     print(f"{len(rows)} kernels in {len(sources)} files; {len(failures)} failed to compile, {len(spilled)} spill")
-    return 1 if failures or spilled or not rows else 0
+    return 1 if failures or spilled or worse or not rows else 0
 
 
 if __name__ == "__main__":

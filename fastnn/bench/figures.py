@@ -37,7 +37,7 @@ COLOURS = {
     "#4d5b6a": ("slate", "#a9b7c6"),
 }
 BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE = list(COLOURS)[3:]
-OP_COLOURS = dict(zip(records.OPS, (BLUE, RED, GREEN, VIOLET, PINK, SLATE), strict=True))
+OP_COLOURS = dict(zip(records.OPS, (BLUE, RED, GREEN, YELLOW, VIOLET, PINK, SLATE), strict=True))
 LAYOUT_COLOURS = dict(zip(records.LAYOUTS, (BLUE, YELLOW), strict=True))
 MARKERS = dict(zip(records.DIRECTIONS, ("o", "s", "^", "D"), strict=True))
 SERIES = [(c, m) for m in ("o", "s", "^") for c in (BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE)]

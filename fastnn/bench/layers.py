@@ -320,6 +320,63 @@ class Norm(Layer):
         return _numbers(self._size) // self.c
 
 
+class _BlockEnd(nn.Module):
+    """A batch norm, a sum with a residual and a ReLU, apart; in place, as networks have them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """See the class."""
+        z = self.norm(input)
+        return torch.relu_(z if residual is None else z.add_(residual))
+
+
+@dataclass(frozen=True)
+class NormReLU(Norm):
+    """The same with a ReLU after it, and a sum before that where there is a residual."""
+
+    op: ClassVar[str] = "batch_norm_relu"
+    # Where z is about 0 a rounding decides whether an element has a gradient.
+    amplifies: ClassVar[bool] = True
+    residual: bool = False
+
+    @property
+    def case(self) -> str:
+        """See the class."""
+        return f"{'add ' if self.residual else ''}relu {super().case}"
+
+    @property
+    def kind(self) -> str:
+        """See the class."""
+        return f"{super().kind} {self.residual}"
+
+    def make(self) -> nn.Module:
+        """See the class."""
+        return _BlockEnd(super().make()).train(self.training)
+
+    def fastnn(self, layer: nn.Module) -> nn.Module:
+        """See the class."""
+        kind = fastnn.nn.BatchNormAddReLU2d if self.residual else fastnn.nn.BatchNormReLU2d
+        fused = kind(self.c).to(layer.norm.weight)
+        fused.load_state_dict(layer.norm.state_dict())
+        return fused.train(self.training)
+
+    def make_inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See the class."""
+        return tuple(
+            image for _ in range(1 + self.residual) for image in super(NormReLU, self).make_inputs(device, dtype)
+        )
+
+    def cost(self, direction: str, size: int) -> Cost:
+        """See the class. A residual is read, and a bit an element kept; backward reads that and writes its gradient."""
+        plain, x = super().cost(direction, size), _numbers(self._size)
+        bits = x // 8 if direction != "inference" else 0
+        more = x * size + bits if self.residual else 0
+        return Cost(plain.bytes + more, plain.flops + x * (1 + self.residual))
+
+
 @dataclass(frozen=True)
 class Linear(Layer):
     """A fully connected layer: torch's on both sides, so a part of whole networks alone."""

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastnn.bench.layers import Conv, Cost, Layer, Linear, Norm, Pool
+from fastnn.bench.layers import Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
 from fastnn.bench.recurrent import Cell, Recurrence
 
@@ -20,9 +20,10 @@ SUITES = {
     "lstm": "LSTM cells and sequences",
     "pool": "max pooling: overlapping and not, large and small planes",
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
+    "fused": "batch norm with a ReLU, and with a residual before it, against torch's layers one after the other",
     "models": "whole networks: inference and a training step",
 }
-DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "digits", "lstm", "pool", "norm", "models")
+DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "digits", "lstm", "pool", "norm", "fused", "models")
 QUICK = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "norm", "models")
 TF32_OPS = ("conv2d", "lstm_cell", "lstm", "network")  # tf32 is a way to multiply matrices: the others have none
 
@@ -190,11 +191,16 @@ def _norm(batch: int) -> list[Layer]:
     return training + [replace(layer, training=False) for layer in training if layer.c in (64, 256, 2048, 32)]
 
 
+def _fused(batch: int) -> list[Layer]:
+    sizes = ((64, 112, 112), (256, 56, 56), (256, 14, 14), (2048, 7, 7))
+    return [NormReLU(batch, *size, residual=residual) for residual in (False, True) for size in sizes]
+
+
 def _models(batch: int) -> list[Layer]:
     return [WholeNetwork(name, batch) for name in NETWORKS]
 
 
-_BY_HAND = {"lstm": _lstm, "pool": _pool, "norm": _norm, "models": _models}
+_BY_HAND = {"lstm": _lstm, "pool": _pool, "norm": _norm, "fused": _fused, "models": _models}
 
 
 def rows(suites: Iterable[str], batch: int, dtypes: Iterable[str], quick_flops: float | None = None) -> list[Row]:

@@ -103,7 +103,7 @@ def collect(folder: Path) -> Results:
     for path in sorted(folder.glob("**/*.json")):
         within = path.relative_to(folder)
         if within == Path("cuda_resources.json"):
-            results.resources = _parse(path)
+            results.resources = _parse(path)["rows"]
         elif within == Path("memory_efficiency.json"):
             results.accesses = _parse(path)
         elif path.name == "sanitizer.json":

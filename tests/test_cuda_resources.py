@@ -1,0 +1,40 @@
+"""The comparison of kernels' registers and shared memory with the report that is kept; it needs no nvcc."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "cuda_resources.py"
+spec = importlib.util.spec_from_file_location("cuda_resources", TOOL)
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def kernel(name: str, registers: int = 40, shared: int = 1024, arch: str = "sm_80") -> dict:
+    return {"arch": arch, "file": "conv.cu", "kernel": name, "registers": registers, "shared_bytes": shared}
+
+
+@pytest.mark.parametrize(
+    "now, complaint",
+    [
+        (kernel("a"), None),
+        (kernel("a", registers=48), None),
+        (kernel("a", registers=30, shared=512), None),
+        (kernel("a", registers=49), "49 registers, were 40: sm_80 conv.cu a"),
+        (kernel("a", shared=1040), "1040 shared_bytes, were 1024: sm_80 conv.cu a"),
+        (kernel("b"), "not in the report: sm_80 conv.cu b"),
+    ],
+)
+def test_what_is_worse_is_said(now, complaint):
+    kept = [kernel("a")]
+    said = tool.compare([now], kept)
+    if now["kernel"] != "a":
+        assert said.pop() == "in the report alone: sm_80 conv.cu a"
+    assert said == ([] if complaint is None else [complaint])
+
+
+def test_architectures_that_were_not_compiled_are_not_missed():
+    assert tool.compare([kernel("a")], [kernel("a"), kernel("a", arch="sm_90a")]) == []
