@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 # Each may be set in the environment; what they do stands in CMakeLists.txt.
-OPTIONS = ("FASTNN_CUDA", "FASTNN_EMULATOR", "FASTNN_CUDA_ARCHS")
+OPTIONS = ("FASTNN_CPU", "FASTNN_CUDA", "FASTNN_EMULATOR", "FASTNN_CUDA_ARCHS")
 
 
 def tool(name: str) -> str:

@@ -37,7 +37,8 @@ def demangle(names: list[str]) -> list[str]:
     if tool is None or not names:
         return names
     out = subprocess.run([tool], input="\n".join(names), text=True, capture_output=True, check=True).stdout
-    return [line.split("(fastnn::")[0].replace("(anonymous namespace)::", "") for line in out.splitlines()]
+    whole = [line.replace("(anonymous namespace)::", "") for line in out.splitlines()]
+    return [line.split(">(")[0] + ">" if ">(" in line else line.split("(")[0] for line in whole]
 
 
 def parse(log: str) -> list[dict]:
