@@ -67,7 +67,7 @@ Six batch_norm_act_forward(const at::Tensor& input, const OptionalTensor& residu
   const auto bytes = input.options().dtype(at::kByte);
   const bool needs_mask =
       save_mask && residual.has_value() && e.kind == Activation::kRectify && !is_identity(e);
-  // Zeros: bits that stand for no value should not differ from run to run.
+  // Zeros: bits that stand for no value should not differ from run to run, and bytes are written in halves.
   if (needs_mask) e.mask = at::zeros({batch_norm_mask_bytes(form.shape)}, bytes);
   const BatchNormResult r =
       run_batch_norm_forward(kOp, input,

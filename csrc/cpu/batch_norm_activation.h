@@ -112,9 +112,10 @@ class MaskBits {
   __attribute__((always_inline)) void store(int64_t at, int64_t count, uint32_t bits) const {
     const Place place = place_of(at);
     if constexpr (kLanes<acc_t> < 8) {
-      // A vector is half of a byte: the second one leaves the first in place.
-      const uint32_t first = place.bit > 0 ? *place.byte & ((1u << place.bit) - 1) : 0;
-      *place.byte = static_cast<uint8_t>(first | (bits & ((1u << count) - 1)) << place.bit);
+      // A vector is half of a byte, whose other half may have been written before: runs that are walked side by
+      // side meet in a byte.
+      const uint32_t mine = ((1u << count) - 1) << place.bit;
+      *place.byte = static_cast<uint8_t>((*place.byte & ~mine) | (bits << place.bit & mine));
     } else {
       std::memcpy(place.byte, &bits, static_cast<size_t>(count + 7) / 8);
     }
