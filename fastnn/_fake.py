@@ -242,7 +242,8 @@ def _batch_norm_act_forward(
     spatial = math.prod(input.shape[2:])
     rows = channels_last or input.dim() == 2
     run, runs = (channels, input.shape[0] * spatial) if rows else (spatial, input.shape[0] * channels)
-    masked = save_mask and residual is not None and activation in ("relu", "leaky_relu") and alpha != 1
+    rectifies = activation == "relu" or (activation == "leaky_relu" and alpha != 1)  # of relu alpha says nothing
+    masked = save_mask and residual is not None and rectifies
     mask_bytes = (runs * ((run + 7) // 8) + 31) // 32 * 32
     mask = _empty((mask_bytes if masked else 0,), input, dtype=torch.uint8)
     return (_empty(input.shape, input, channels_last), *by_channel, mask)

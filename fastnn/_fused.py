@@ -11,6 +11,7 @@ missing. :mod:`fastnn.fuse` finds chains; here each call decides how to compute 
 
 from __future__ import annotations
 
+import abc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -378,7 +379,7 @@ class _Kept:
     unpack = value
 
 
-class _Made:
+class _Made(abc.ABC):
     """An output that is made again in backward, from tensors or from others that are made again themselves.
 
     The first that needs it there has it made. It is then held until it has been unpacked as often as it was packed,
@@ -390,8 +391,9 @@ class _Made:
         self.packed = self._unpacked = 0
         self._held: tuple[Tensor, object] | None = None
 
+    @abc.abstractmethod
     def make(self) -> Tensor:
-        raise NotImplementedError
+        """The output, from what is kept."""
 
     def value(self) -> Tensor:
         held = self._held

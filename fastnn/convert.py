@@ -7,6 +7,7 @@ were; an optimiser made before holds the right parameters.
 
 from __future__ import annotations
 
+import abc
 import copy as copying
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -231,18 +232,19 @@ class ConversionRow:
     """Why not; empty for a layer that fastnn computes."""
 
 
-class Report:
+class Report(abc.ABC):
     """Rows, and as a string a table of them with a summary below; rich draws a nicer one."""
 
     rows: tuple[Any, ...]
     _titles: ClassVar[tuple[str, str, str, str]]
 
+    @abc.abstractmethod
     def _cells(self) -> list[tuple[str, str, str, str]]:
         """The table's rows; the third column is "no" where nothing was done."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _summary(self) -> str:
-        raise NotImplementedError
+        """The line below."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.rows)

@@ -124,6 +124,10 @@ def dispatcher_calls() -> list[Any]:
             ops.batch_norm_act_forward.default,
             (image, t(2, 3, 6, 4), None, None, mean, var, count, True, 0.1, 1e-5, "leaky_relu", 0.1, True),
         ),
+        "batch_norm_act_forward-relu_alpha": (
+            ops.batch_norm_act_forward.default,
+            (image, t(2, 3, 6, 4), None, None, None, None, None, True, 0.1, 1e-5, "relu", 1.0, True),
+        ),
         "batch_norm_act_forward-channels_last": (
             ops.batch_norm_act_forward.default,
             (channels_last(image), None, None, None, None, None, None, True, 0.1, 1e-5, "relu", 0.0, True),

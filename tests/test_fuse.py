@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import os
 import pickle
 import random
 from collections.abc import Callable
@@ -16,13 +15,12 @@ import rich.console
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C._profiler import _EventType
-from torch.autograd import profiler
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import fastnn
 from fastnn import _fused
+from fastnn.bench.memory import live_and_peak_bytes
 from fastnn.bench.networks import Bottleneck, conv_norm_relu, mobilenet_v2, resnet50
 
 C = 4
@@ -783,31 +781,11 @@ def test_folds_die_with_their_model():
 # ---- memory -------------------------------------------------------------------------------------------------
 
 
-def live_and_peak(call: Callable[[], Any]) -> tuple[int, int]:
-    """Bytes of torch's CPU allocator that a call leaves in use while its result is held, and the most meanwhile."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profiler.profile(profile_memory=True) as profile:
-        kept = call()
-    del kept
-    allocations = []
-    events = list(profile.kineto_results.experimental_event_tree())
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == _EventType.Allocation:
-            allocations.append((event.start_time_ns, event.extra_fields.alloc_size))
-    live = peak = 0
-    for _, size in sorted(allocations, key=lambda allocation: allocation[0]):
-        live += size
-        peak = max(peak, live)
-    return live, peak
-
-
 def training_memory(model: nn.Module, x: Tensor) -> tuple[int, int]:
     """Bytes that a forward keeps for backward, and the peak of a step; gradients of parameters exist before."""
     model(x).sum().backward()
-    live, _ = live_and_peak(lambda: model(x).sum())
-    return live, live_and_peak(lambda: model(x).sum().backward())[1]
+    live, _ = live_and_peak_bytes(lambda: model(x).sum())
+    return live, live_and_peak_bytes(lambda: model(x).sum().backward())[1]
 
 
 def test_resnet50_keeps_at_most_0_65_of_torch_s_activations():
@@ -941,7 +919,7 @@ def test_a_view_of_an_output_is_made_again():
     ours, kept = fastnn.fuse(stock, copy=True), fastnn.fuse(stock, recompute=False, copy=True)
     x = torch.randn(8, C, 20, 30, dtype=torch.float64)
     torch.testing.assert_close(step(ours, x), step(stock, x))
-    assert live_and_peak(lambda: ours(x))[0] <= live_and_peak(lambda: kept(x))[0] - 0.9 * x.numel() * 8
+    assert live_and_peak_bytes(lambda: ours(x))[0] <= live_and_peak_bytes(lambda: kept(x))[0] - 0.9 * x.numel() * 8
 
 
 @pytest.mark.parametrize("what", ["input", "residual"])

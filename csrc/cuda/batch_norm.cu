@@ -250,7 +250,19 @@ struct SumsOp {
   __device__ __forceinline__ Partial partial(const State& state, int64_t) const { return state; }
 };
 
-// sum(gy), sum(gy * xhat)
+// Adds sum(gy), sum(gy * xhat) of values gy, x, ...
+template <typename acc_t, int kInputs, int kCount>
+__device__ __forceinline__ void add_gradients(Sums<acc_t, 2>& sums, const Normaliser<acc_t>& channel,
+                                              const acc_t (&values)[kInputs][kCount]) {
+  Sums<acc_t, 2> chunk{};
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    chunk.v[0] += values[0][k];
+    chunk.v[1] += values[0][k] * channel.xhat(values[1][k]);
+  }
+  sums = combine(sums, chunk);
+}
+
 template <typename scalar_t>
 struct BackwardSums : SumsOp<scalar_t, 2, 2> {
   using acc_t = acc_type<scalar_t>;
@@ -258,13 +270,7 @@ struct BackwardSums : SumsOp<scalar_t, 2, 2> {
   template <int kCount>
   __device__ __forceinline__ void add(Sums<acc_t, 2>& sums, const Normaliser<acc_t>& channel,
                                       const acc_t (&values)[2][kCount], const auto&) const {
-    Sums<acc_t, 2> chunk{};
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      chunk.v[0] += values[0][k];
-      chunk.v[1] += values[0][k] * channel.xhat(values[1][k]);
-    }
-    sums = combine(sums, chunk);
+    add_gradients(sums, channel, values);
   }
 };
 
@@ -295,11 +301,8 @@ struct ActivatedBackwardSums {
   __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
     Normaliser<acc_t> x[kVec];
     typename ActivationGradient<scalar_t>::Channel act[kVec];
-    acc_t means[kVec];
     load_normalisers(mean, invstd, c, x);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) means[i] = x[i].mean;
-    gradient.channels(c, means, act);
+    gradient.channels(c, x, act);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) channel[i] = {x[i], act[i]};
   }
@@ -317,13 +320,7 @@ struct ActivatedBackwardSums {
   template <int kCount>
   __device__ __forceinline__ void add(State& sums, const Channel& channel, const acc_t (&values)[3][kCount],
                                       const auto&) const {
-    State chunk{};
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      chunk.v[0] += values[0][k];
-      chunk.v[1] += values[0][k] * channel.x.xhat(values[1][k]);
-    }
-    sums = combine(sums, chunk);
+    add_gradients(sums, channel.x, values);
   }
 };
 
@@ -440,11 +437,8 @@ struct ActivatedGradX {
     Normaliser<acc_t> x[kVec];
     BatchNormBackwardCoefficients<acc_t> k[kVec];
     typename ActivationGradient<scalar_t>::Channel act[kVec];
-    acc_t means[kVec];
     load_normalisers(mean, invstd, c, x);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) means[i] = x[i].mean;
-    gradient.channels(c, means, act);
+    gradient.channels(c, x, act);
     if (training) coefficients.get(c, k);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {

@@ -110,14 +110,14 @@ struct ActivationGradient {
 
   __device__ __forceinline__ Channel channel(int64_t c, acc_t mean) const { return {mean, scale[c], shift[c]}; }
 
-  template <int kVec>
-  __device__ __forceinline__ void channels(int64_t c, const acc_t (&mean)[kVec],
+  template <int kVec, typename Normalisers>
+  __device__ __forceinline__ void channels(int64_t c, const Normalisers (&x)[kVec],
                                            Channel (&channel)[kVec]) const {
     acc_t scales[kVec], shifts[kVec];
     load_values(scale, c, scales);
     load_values(shift, c, shifts);
 #pragma unroll
-    for (int k = 0; k < kVec; ++k) channel[k] = {mean[k], scales[k], shifts[k]};
+    for (int k = 0; k < kVec; ++k) channel[k] = {x[k].mean, scales[k], shifts[k]};
   }
 
   template <int kVec>

@@ -31,6 +31,11 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
         peak = torch.cuda.max_memory_allocated(device) - before
         del kept
         return peak
+    return live_and_peak_bytes(call)[1]
+
+
+def live_and_peak_bytes(call: Callable[[], Any]) -> tuple[int, int]:
+    """Bytes of torch's CPU allocator that a call leaves in use while its result is held, and the most meanwhile."""
     # Read when the profiler starts for the first time; without it each use prints two lines.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profiler.profile(profile_memory=True) as profile:
@@ -48,4 +53,4 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     for _, size in sorted(allocations, key=lambda allocation: allocation[0]):
         live += size
         peak = max(peak, live)
-    return peak
+    return live, peak
