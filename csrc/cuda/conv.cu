@@ -14,6 +14,8 @@
 #include "conv_gemm_problem.cuh"
 #include "conv_implicit_gemm.cuh"
 #include "conv_index.cuh"
+#include "conv_mma.h"
+#include "conv_sum_splits.cuh"
 #include "dispatch.cuh"
 #include "platform.cuh"
 
@@ -58,10 +60,12 @@ int scalar_size(DType dtype) {
 }  // namespace
 
 int64_t conv_forward_workspace(const ConvForwardParams& p) {
+  if (takes_mma(p)) return mma_workspace(p);
   return is_depthwise(p.geometry) ? 0 : gemm_workspace(forward_problem(p), is_float64(p.dtype));
 }
 
 Status conv_forward(const ConvForwardParams& p, Stream stream) {
+  if (takes_mma(p)) return launch_mma(p, stream);
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     if (is_depthwise(p.geometry)) return launch_depthwise_forward<scalar_t>(p, stream);
@@ -70,10 +74,12 @@ Status conv_forward(const ConvForwardParams& p, Stream stream) {
 }
 
 int64_t conv_grad_input_workspace(const ConvGradInputParams& p) {
+  if (takes_mma(p)) return mma_workspace(p);
   return is_depthwise(p.geometry) ? 0 : gemm_workspace(grad_input_problem(p), is_float64(p.dtype));
 }
 
 Status conv_grad_input(const ConvGradInputParams& p, Stream stream) {
+  if (takes_mma(p)) return launch_mma(p, stream);
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     if (is_depthwise(p.geometry)) return launch_depthwise_grad_input<scalar_t>(p, stream);
@@ -82,6 +88,7 @@ Status conv_grad_input(const ConvGradInputParams& p, Stream stream) {
 }
 
 int64_t conv_grad_weight_workspace(const ConvGradWeightParams& p) {
+  if (takes_mma(p)) return mma_workspace(p);
   if (!is_depthwise(p.geometry)) return gemm_workspace(grad_weight_problem(p), is_float64(p.dtype));
   const ChannelSum sum = depthwise_weight_sum(p);
   const ChannelSumPlan plan = choose_channel_sum_plan(sum, scalar_size(p.dtype), true);
@@ -90,6 +97,7 @@ int64_t conv_grad_weight_workspace(const ConvGradWeightParams& p) {
 }
 
 Status conv_grad_weight(const ConvGradWeightParams& p, Stream stream) {
+  if (takes_mma(p)) return launch_mma(p, stream);
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const ConvGemm problem = grad_weight_problem(p);

@@ -56,6 +56,7 @@ struct ConvGemm {
   int64_t out_group, out_row, out_col[4];
   bool a_rows_first, b_cols_first, out_rows_first;  // which index consecutive threads run along
   bool wide;                                        // coordinates need 64 bits
+  int64_t filter_leads;  // of tensor-core products: leads that A has, zeros at the end included
   // Residue classes of the data gradient: in a dimension with taps[].stride > 1, cols.spatial and depth.spatial
   // are the largest class's, origin is unused, and col and depth count single positions and taps of one class.
   int64_t classes[kSpatialDims];

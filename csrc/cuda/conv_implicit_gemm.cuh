@@ -41,53 +41,13 @@
 
 #include "conv_gemm_problem.cuh"
 #include "conv_index.cuh"
+#include "conv_sum_splits.cuh"
+#include "conv_tile_place.cuh"
 #include "dispatch.cuh"
 #include "platform.cuh"
 
 namespace fastnn::cuda {
 namespace {
-
-constexpr int kSumSplitsThreads = 256;
-
-// What a block's residue class changes of the problem; the problem itself where there is one class.
-struct ClassView {
-  IndexRange cols, depth;
-  int64_t origin[kSpatialDims];
-  int64_t a_shift[kSpatialDims], out_shift[kSpatialDims];
-};
-
-// Fills dimension `dim` of the view; lead digits and order are the problem's own.
-__device__ __forceinline__ void view_dimension(const ConvGemm& p, int dim, int64_t residue, ClassView& view) {
-  if (p.taps[dim].stride == 1) {
-    view.cols.spatial[dim] = p.cols.spatial[dim];
-    view.depth.spatial[dim] = p.depth.spatial[dim];
-    view.origin[dim] = p.origin[dim];
-    view.a_shift[dim] = view.out_shift[dim] = 0;
-    return;
-  }
-  const TapDimension& t = p.taps[dim];
-  const TapsOfPosition taps = taps_of_position(t, residue);
-  view.cols.spatial[dim] = quotient(p.positions[dim] - 1 - residue, t.stride) + 1;
-  view.depth.spatial[dim] = taps.count;
-  view.origin[dim] = taps.origin;
-  // One step of k is tap_step taps, one step of col is `stride` positions: undo both for a single one.
-  view.a_shift[dim] = taps.first * (p.a_depth[1 + dim] / t.tap_step);
-  view.out_shift[dim] = residue * (p.out_col[1 + dim] / t.stride);
-}
-
-// One step of k: what it adds to the offsets and coordinates of the operands.
-template <typename coord_t>
-struct alignas(16) DepthEntry {
-  int64_t a, b;
-  coord_t d, h, w;
-};
-
-// One column: what it adds to B's offset and coordinates.
-template <typename coord_t>
-struct alignas(16) ColEntry {
-  int64_t b;
-  coord_t d, h, w;
-};
 
 // A fragment's elements lie in runs of four, a run for each thread before the next run of any: so the 16-byte
 // reads of a warp fall on consecutive addresses.
@@ -133,45 +93,20 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
   ClassView& view = shared_view[0];
 
   const int t = threadIdx.x;
-  // Rows fastest: blocks that run together share columns of B, the operand that costs most to fetch.
-  uint32_t rest = blockIdx.x;
-  const auto take = [&rest](int64_t count) {
-    const uint32_t n = static_cast<uint32_t>(count), q = rest / n, digit = rest - q * n;
-    rest = q;
-    return digit;
-  };
-  const int64_t row0 = static_cast<int64_t>(take(plan.tiles_m)) * kBlockM;
-  const int64_t col0 = static_cast<int64_t>(take(plan.tiles_n)) * kBlockN;
-  const int64_t split = take(plan.splits);
-  const int64_t group = take(p.groups);
-  const int64_t residue[kSpatialDims] = {take(p.classes[0]), take(p.classes[1]), take(p.classes[2])};
-
-  if (t < kSpatialDims) view_dimension(p, t, t == 0 ? residue[0] : t == 1 ? residue[1] : residue[2], view);
-  if (t == 0) {
-    view.cols.lead = p.cols.lead;
-    view.cols.lead_fastest = p.cols.lead_fastest;
-    view.depth.lead = p.depth.lead;
-    view.depth.lead_fastest = p.depth.lead_fastest;
-  }
-  __syncthreads();
-  const int64_t cols = view.cols.size();
-  if (col0 >= cols) return;  // a class with fewer tiles than the largest
-  const int rows_here = static_cast<int>(p.rows - row0 < kBlockM ? p.rows - row0 : kBlockM);
-  const int cols_here = static_cast<int>(cols - col0 < kBlockN ? cols - col0 : kBlockN);
+  const TilePlace place(p, view, plan.tiles_m, plan.tiles_n, plan.splits, kBlockM, kBlockN);
+  if (place.empty) return;
+  const int64_t row0 = place.row0, col0 = place.col0, group = place.group, split = place.split;
+  const int64_t cols = place.cols;
+  const int rows_here = place.rows_here, cols_here = place.cols_here;
 
   // Rows and columns past the end repeat the last one: their sums are computed and never written.
   for (int i = t; i < kBlockM; i += kThreads) {
     row_offsets[i] = (row0 + (i < rows_here ? i : rows_here - 1)) * p.a_row;
   }
   for (int i = t; i < kBlockN; i += kThreads) {
-    const auto col = digits_of<int64_t>(col0 + (i < cols_here ? i : cols_here - 1), view.cols);
-    const int64_t d = col.d * p.col_step[0] + view.origin[0];
-    const int64_t h = col.h * p.col_step[1] + view.origin[1];
-    const int64_t w = col.w * p.col_step[2] + view.origin[2];
-    col_table[i] = {col.lead * p.b_col_lead + d * p.b_spatial[0] + h * p.b_spatial[1] + w * p.b_spatial[2],
-                    static_cast<coord_t>(d), static_cast<coord_t>(h), static_cast<coord_t>(w)};
-    out_col_offsets[i] =
-        col.lead * p.out_col[0] + col.d * p.out_col[1] + col.h * p.out_col[2] + col.w * p.out_col[3];
+    const int64_t col = col0 + (i < cols_here ? i : cols_here - 1);
+    col_table[i] = col_entry<coord_t>(p, view, col);
+    out_col_offsets[i] = out_col_offset(p, view, col);
   }
 
   a += group * p.a_group + view.a_shift[0] + view.a_shift[1] + view.a_shift[2];
@@ -199,11 +134,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
     }
     const auto tabulate = [&](int slot) {
       if (t >= kBlockK) return;
-      const int64_t d = depth.d * p.depth_step[0], h = depth.h * p.depth_step[1], w = depth.w * p.depth_step[2];
-      depth_table[slot * kBlockK + t] = {
-          depth.lead * p.a_depth[0] + depth.d * p.a_depth[1] + depth.h * p.a_depth[2] + depth.w * p.a_depth[3],
-          depth.lead * p.b_depth_lead + d * p.b_spatial[0] + h * p.b_spatial[1] + w * p.b_spatial[2],
-          static_cast<coord_t>(d), static_cast<coord_t>(h), static_cast<coord_t>(w)};
+      depth_table[slot * kBlockK + t] = depth_entry(p, depth);
       advance(depth, depth_advance, view.depth);
     };
     tabulate(0);
@@ -349,38 +280,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
       __syncthreads();
     }
   }
-}
-
-// out = bias + partial[0] + partial[1] + ..., in that order. A thread owns one element of out.
-template <typename scalar_t>
-__global__ void __launch_bounds__(kSumSplitsThreads)
-    conv_sum_splits_kernel(ConvGemm p, int64_t splits, const acc_type<scalar_t>* __restrict__ partial,
-                           const scalar_t* __restrict__ bias, scalar_t* __restrict__ out) {
-  using acc_t = acc_type<scalar_t>;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kSumSplitsThreads + threadIdx.x;
-  const int64_t cols = p.cols.size(), count = p.groups * p.rows * cols;
-  if (index >= count) return;
-  acc_t sum = partial[index];
-#pragma unroll 4
-  for (int64_t s = 1; s < splits; ++s) sum += partial[s * count + index];
-  const int64_t filter = quotient(index, cols);  // over all groups
-  const int64_t group = quotient(filter, p.rows);
-  const auto col = digits_of<int64_t>(index - filter * cols, p.cols);
-  if (bias != nullptr) sum += to_acc(bias[filter]);
-  out[group * p.out_group + (filter - group * p.rows) * p.out_row + col.lead * p.out_col[0] +
-      col.d * p.out_col[1] + col.h * p.out_col[2] + col.w * p.out_col[3]] = from_acc<scalar_t>(sum);
-}
-
-template <typename scalar_t>
-Status launch_sum_splits(const ConvGemm& p, int64_t splits, const void* partial, const void* bias, void* out,
-                         Stream stream) {
-  constexpr const char* kName = "conv_sum_splits_kernel";
-  dim3 grid;
-  const Status status = grid_of(ceil_div(p.groups * p.rows * p.cols.size(), kSumSplitsThreads), kName, grid);
-  if (!status.ok()) return status;
-  return launch(kName, conv_sum_splits_kernel<scalar_t>, grid, dim3(kSumSplitsThreads), 0, stream, p, splits,
-                static_cast<const acc_type<scalar_t>*>(partial), static_cast<const scalar_t*>(bias),
-                static_cast<scalar_t*>(out));
 }
 
 template <typename scalar_t>

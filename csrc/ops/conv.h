@@ -48,6 +48,7 @@ struct ConvForwardParams {
   const void* bias;  // [K], contiguous; null for none
   void* y;
   ConvStrides y_strides;
+  bool allow_tf32;  // of float32: whether operands may be rounded to 11 bits (a GPU's tensor cores)
   void* workspace;  // conv_forward_workspace() bytes, aligned to 64
 };
 
@@ -60,6 +61,7 @@ struct ConvGradInputParams {
   ConvStrides w_strides;
   void* grad_x;  // written whole: positions that no window covers get 0
   ConvStrides grad_x_strides;
+  bool allow_tf32;
   void* workspace;  // conv_grad_input_workspace() bytes, aligned to 64
 };
 
@@ -72,6 +74,7 @@ struct ConvGradWeightParams {
   ConvStrides grad_y_strides;
   void* grad_w;  // written whole, with 0 when N or the output is empty
   ConvStrides grad_w_strides;
+  bool allow_tf32;
   void* workspace;  // conv_grad_weight_workspace() bytes, aligned to 64
 };
 

@@ -1,0 +1,112 @@
+// The tensor-core convolutions of conv_mma.cuh: from the contract's parameters to launches.
+#include "conv_filter_pack.cuh"
+#include "conv_gemm_problem.cuh"
+#include "conv_mma.cuh"
+#include "conv_mma.h"
+#include "conv_mma_plan.cuh"
+#include "conv_sum_splits.cuh"
+#include "dispatch.cuh"
+
+namespace fastnn::cuda {
+namespace {
+
+// The operands of one launch: A and B as the product has them.
+struct Operands {
+  const void* a;
+  const void* b;
+  const void* bias;
+  void* out;
+};
+
+Operands operands_of(const ConvForwardParams& p) { return {p.w, p.x, p.bias, p.y}; }
+Operands operands_of(const ConvGradInputParams& p) { return {p.w, p.grad_y, nullptr, p.grad_x}; }
+Operands operands_of(const ConvGradWeightParams& p) { return {p.grad_y, p.x, nullptr, p.grad_w}; }
+
+ConvGemm problem_of(const ConvForwardParams& p) { return forward_problem(p); }
+ConvGemm problem_of(const ConvGradInputParams& p) { return grad_input_problem(p); }
+ConvGemm problem_of(const ConvGradWeightParams& p) { return grad_weight_problem(p); }
+
+// The dtypes that tensor cores multiply here.
+template <typename F>
+Status dispatch_mma(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return f(TypeTag<float>{});
+    case DType::kBFloat16:
+      return f(TypeTag<bfloat16_t>{});
+    case DType::kFloat16:
+      return f(TypeTag<float16_t>{});
+    case DType::kFloat64:
+      break;
+  }
+  return Status::error("no tensor cores for this dtype", "conv_mma_kernel");
+}
+
+template <typename Params>
+bool takes(const Params& p) {
+  const bool has_cores =
+      p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16 || (p.dtype == DType::kFloat32 && p.allow_tf32);
+  return has_cores && mma_takes(problem_of(p));
+}
+
+// The workspace: the packed filters, then the splits' sums. The filters are counted whether they are packed or
+// not, since that follows from pointers, which a query need not have.
+template <typename scalar_t>
+int64_t packed_bytes(const MmaConv& c) {
+  return ceil_div(c.pack.most_elements(kVecSize<scalar_t>) * static_cast<int64_t>(sizeof(scalar_t)), 256) * 256;
+}
+
+template <typename Params>
+int64_t workspace(const Params& p) {
+  int64_t bytes = 0;
+  dispatch_mma(p.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const MmaConv c = mma_conv<scalar_t>(p);
+    bytes = packed_bytes<scalar_t>(c);
+    if (c.plan.splits > 1) {
+      bytes += c.plan.splits * c.problem.groups * c.problem.rows * c.problem.cols.size() *
+               static_cast<int64_t>(sizeof(float));
+    }
+    return Status::success();
+  });
+  return bytes;
+}
+
+template <typename Params>
+Status run(const Params& p, Stream stream) {
+  return dispatch_mma(p.dtype, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const MmaConv c = mma_conv<scalar_t>(p);
+    Operands o = operands_of(p);
+    auto* const workspace = static_cast<unsigned char*>(p.workspace);
+    Status status;
+    if (c.packs) {
+      status = launch_filter_pack<scalar_t>(c.pack, o.a, workspace, stream);
+      if (!status.ok()) return status;
+      o.a = workspace;
+    }
+    auto* const partial =
+        c.plan.splits > 1 ? reinterpret_cast<float*>(workspace + packed_bytes<scalar_t>(c)) : nullptr;
+    status = c.plan.large
+                 ? launch_mma_loader<scalar_t, LargeMmaTile>(c, o.a, o.b, o.bias, o.out, partial, stream)
+                 : launch_mma_loader<scalar_t, SmallMmaTile>(c, o.a, o.b, o.bias, o.out, partial, stream);
+    if (!status.ok() || partial == nullptr) return status;
+    return launch_sum_splits<scalar_t>(c.problem, c.plan.splits, partial, o.bias, o.out, stream);
+  });
+}
+
+}  // namespace
+
+bool takes_mma(const ConvForwardParams& p) { return takes(p); }
+bool takes_mma(const ConvGradInputParams& p) { return takes(p); }
+bool takes_mma(const ConvGradWeightParams& p) { return takes(p); }
+
+int64_t mma_workspace(const ConvForwardParams& p) { return workspace(p); }
+int64_t mma_workspace(const ConvGradInputParams& p) { return workspace(p); }
+int64_t mma_workspace(const ConvGradWeightParams& p) { return workspace(p); }
+
+Status launch_mma(const ConvForwardParams& p, Stream stream) { return run(p, stream); }
+Status launch_mma(const ConvGradInputParams& p, Stream stream) { return run(p, stream); }
+Status launch_mma(const ConvGradWeightParams& p, Stream stream) { return run(p, stream); }
+
+}  // namespace fastnn::cuda

@@ -1,0 +1,303 @@
+// The implicit GEMM of conv_implicit_gemm.cuh on tensor cores, by mma.sync (sm_80 and later): operands in
+// float16, bfloat16 or tf32, sums in float32.
+//
+// Who owns what: a block owns a kM x kN tile of out, of one group, class and split, a warp a part of it in
+// fragments of 16 x 8. k is walked in steps of 64 bytes an operand row through kStages buffers of shared
+// memory, which a loader (conv_mma_loaders.cuh) fills kStages - 1 steps ahead of the multiplications, by
+// cp.async where it can: one barrier a step.
+//
+// What bounds it: the tensor cores. The large tile does 128 x 128 x 32 multiply-adds on 16 KB of a step, 32 for
+// each byte fetched from L2; an A100 does 1,024 multiply-adds a multiprocessor and cycle, so a step takes 512
+// cycles, for which its two blocks' worth of copies, 256 of fragments and some 100 to 360 of index arithmetic
+// (by the loader) have to hide behind. 1x1 convolutions of few channels are bound by memory instead: at C = K =
+// 64 a position brings 256 bytes for 4,096 multiply-adds.
+//
+// Error: products are exact (tf32: of operands rounded to 11 bits), a chunk of kChunkSteps steps is one chain
+// of tensor-core additions (mma.cuh says what each cuts off), and the chunks' sums are added in order in
+// float32, whether one block has them all or each its own: the same bits for a sample whatever its batch, for
+// any tile.
+#pragma once
+
+#include "async_copy.cuh"
+#include "conv_gemm_problem.cuh"
+#include "conv_mma_loaders.cuh"
+#include "conv_mma_plan.cuh"
+#include "conv_mma_tiles.cuh"
+#include "conv_tile_place.cuh"
+#include "dispatch.cuh"
+#include "platform.cuh"
+
+namespace fastnn::cuda {
+namespace {
+
+// Three steps of copies under way: 1,500 cycles of multiplications, beyond the latency of device memory.
+constexpr int kStages = 4;
+
+// The dynamic shared memory: stages, then the loader's table; the epilogue uses it again for the tile of out.
+template <typename scalar_t, typename Tile, typename Loader>
+struct MmaShared {
+  static constexpr int kStageBytes = Loader::OperandA::kBytes + Loader::OperandB::kBytes;
+  static constexpr int kTable = kStages * kStageBytes;
+  // A line of out in the epilogue is a vector longer than the tile: of eight lines of a fragment, each four
+  // words after the last, none meet in a bank.
+  static constexpr int kPitchM = Tile::kM + kVecSize<scalar_t>, kPitchN = Tile::kN + kVecSize<scalar_t>;
+  static constexpr int kLines =
+      Tile::kN * kPitchM > Tile::kM* kPitchN ? Tile::kN * kPitchM : Tile::kM * kPitchN;
+  static constexpr int kOutBytes = kLines * static_cast<int>(sizeof(scalar_t));
+  static constexpr int kStepsBytes = kTable + Loader::kTableBytes;
+  static constexpr int kBytes = kStepsBytes > kOutBytes ? kStepsBytes : kOutBytes;
+};
+
+template <typename Tile>
+using MmaSums = float[Tile::kFragmentsM][Tile::kFragmentsN][4];
+
+template <typename Tile>
+__device__ __forceinline__ void clear(MmaSums<Tile>& sums) {
+#pragma unroll
+  for (int i = 0; i < Tile::kFragmentsM; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kFragmentsN; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[i][j][e] = 0;
+    }
+  }
+}
+
+template <typename Tile>
+__device__ __forceinline__ void add(MmaSums<Tile>& total, const MmaSums<Tile>& sums) {
+#pragma unroll
+  for (int i = 0; i < Tile::kFragmentsM; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kFragmentsN; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total[i][j][e] += sums[i][j][e];
+    }
+  }
+}
+
+// Where a thread's part of the tile of out lies: element e of fragment (i, j) is at (row(i, e), col(j, e)).
+template <typename Tile>
+struct MmaThread {
+  int lane, row0, col0;
+
+  __device__ __forceinline__ MmaThread() {
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+    lane = static_cast<int>(threadIdx.x) % kWarpSize;
+    row0 = warp / Tile::kWarpsN * (Tile::kM / Tile::kWarpsM);
+    col0 = warp % Tile::kWarpsN * (Tile::kN / Tile::kWarpsN);
+  }
+  __device__ __forceinline__ int row(int i, int e) const { return row0 + 16 * i + lane / 4 + 8 * (e / 2); }
+  __device__ __forceinline__ int col(int j, int e) const { return col0 + 8 * j + 2 * (lane % 4) + e % 2; }
+};
+
+// sums += one step of A B
+template <typename scalar_t, typename Tile, typename Loader>
+__device__ __forceinline__ void multiply_step(MmaSums<Tile>& sums, const unsigned char* tile_a,
+                                              const unsigned char* tile_b, const MmaThread<Tile>& thread) {
+#pragma unroll
+  for (int substep = 0; substep < kSubsteps; ++substep) {
+    uint32_t a[Tile::kFragmentsM][4], b[Tile::kFragmentsN / 2][2][2];
+#pragma unroll
+    for (int i = 0; i < Tile::kFragmentsM; ++i) {
+      Loader::OperandA::load_a(a[i], tile_a, thread.row0 + 16 * i, substep, thread.lane);
+    }
+#pragma unroll
+    for (int j = 0; j < Tile::kFragmentsN / 2; ++j) {
+      Loader::OperandB::load_b(b[j], tile_b, thread.col0 + 16 * j, substep, thread.lane);
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kFragmentsM; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::kFragmentsN; ++j) multiply<scalar_t>(sums[i][j], a[i], b[j / 2][j % 2]);
+    }
+  }
+}
+
+// Writes the block's tile of out by way of shared memory, along the index that is contiguous in out.
+template <typename scalar_t, typename Tile, typename Shared>
+__device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& view, const TilePlace& place,
+                                          bool vectors, const scalar_t* bias, scalar_t* out,
+                                          const MmaSums<Tile>& sums, const MmaThread<Tile>& thread,
+                                          const int64_t* col_offsets, unsigned char* shared) {
+  scalar_t* const tile = reinterpret_cast<scalar_t*>(shared);
+  const bool by_rows = p.out_rows_first;  // lines of the tile are columns
+#pragma unroll
+  for (int i = 0; i < Tile::kFragmentsM; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = thread.row(i, 2 * half);
+      float shift = 0;
+      if (bias != nullptr && row < place.rows_here)
+        shift = to_acc(bias[place.group * p.rows + place.row0 + row]);
+#pragma unroll
+      for (int j = 0; j < Tile::kFragmentsN; ++j) {
+#pragma unroll
+        for (int e = 2 * half; e < 2 * half + 2; ++e) {
+          const int col = thread.col(j, e);
+          tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col] =
+              from_acc<scalar_t>(sums[i][j][e] + shift);
+        }
+      }
+    }
+  }
+  __syncthreads();
+  out += place.group * p.out_group + view.out_shift[0] + view.out_shift[1] + view.out_shift[2] +
+         place.row0 * p.out_row;
+  constexpr int kVec = kVecSize<scalar_t>;
+  if (vectors) {
+    const int in_line = (by_rows ? Tile::kM : Tile::kN) / kVec;
+    const int lines = by_rows ? place.cols_here : place.rows_here;
+    const int length = by_rows ? place.rows_here : place.cols_here;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < lines * in_line; e += Tile::kThreads) {
+      const int line = e / in_line, at = e % in_line * kVec;
+      if (at >= length) continue;
+      const int64_t col = col_offsets[by_rows ? line : at];
+      const auto value =
+          load_vec<kVec>(tile + (by_rows ? line * Shared::kPitchM : line * Shared::kPitchN) + at, true);
+      store_vec(out + col + (by_rows ? at : line * p.out_row), value, true);
+    }
+  } else {
+    const int in_line = by_rows ? Tile::kM : Tile::kN;
+    const int lines = by_rows ? place.cols_here : place.rows_here;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < lines * in_line; e += Tile::kThreads) {
+      const int line = e / in_line, at = e % in_line;
+      const int row = by_rows ? at : line, col = by_rows ? line : at;
+      if (row >= place.rows_here || col >= place.cols_here) continue;
+      out[row * p.out_row + col_offsets[col]] =
+          tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col];
+    }
+  }
+}
+
+// What a split leaves: partial[split][group][row][col].
+template <typename Tile>
+__device__ __forceinline__ void write_partial(const ConvGemm& p, const TilePlace& place, float* partial,
+                                              const MmaSums<Tile>& sums, const MmaThread<Tile>& thread) {
+  float* const rows = partial + (place.split * p.groups + place.group) * p.rows * place.cols;
+#pragma unroll
+  for (int i = 0; i < Tile::kFragmentsM; ++i) {
+#pragma unroll
+    for (int j = 0; j < Tile::kFragmentsN; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = thread.row(i, e), col = thread.col(j, e);
+        if (row < place.rows_here && col < place.cols_here) {
+          rows[(place.row0 + row) * place.cols + place.col0 + col] = sums[i][j][e];
+        }
+      }
+    }
+  }
+}
+
+template <typename Tile, typename Loader>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
+    conv_mma_kernel(ConvGemm p, MmaPlan plan, const typename Loader::scalar_t* a,
+                    const typename Loader::scalar_t* b, const typename Loader::scalar_t* bias,
+                    typename Loader::scalar_t* out, float* partial) {
+  using scalar_t = typename Loader::scalar_t;
+  using Shared = MmaShared<scalar_t, Tile, Loader>;
+  FASTNN_DYNAMIC_SHARED(unsigned char, shared);
+  FASTNN_SHARED(ClassView, shared_view, 1);
+  FASTNN_SHARED(int64_t, out_col_offsets, Tile::kN);
+  const ClassView& view = shared_view[0];
+  const TilePlace place(p, shared_view[0], plan.tiles_m, plan.tiles_n, plan.splits, Tile::kM, Tile::kN);
+  if (place.empty) return;
+  for (int i = threadIdx.x; i < place.cols_here; i += Tile::kThreads) {
+    out_col_offsets[i] = out_col_offset(p, view, place.col0 + i);
+  }
+
+  const int64_t first = place.split * plan.split_steps;
+  const int64_t left = Loader::steps(p, view) - first;
+  const int64_t steps = left < plan.split_steps ? left : plan.split_steps;
+  const MmaThread<Tile> thread;
+  MmaSums<Tile> sums, total;
+  clear<Tile>(sums);
+  clear<Tile>(total);
+
+  if (steps > 0) {  // uniform over the block; without it an extent may be 0 and has no digits
+    const LoaderArguments<scalar_t> arguments{
+        p,
+        view,
+        place,
+        a + place.group * p.a_group + view.a_shift[0] + view.a_shift[1] + view.a_shift[2],
+        b + place.group * p.b_group,
+        first};
+    Loader loader(arguments, shared + Shared::kTable);
+    const auto tile_a = [&](int stage) { return shared + stage * Shared::kStageBytes; };
+    const auto tile_b = [&](int stage) { return tile_a(stage) + Loader::OperandA::kBytes; };
+#pragma unroll 1
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+      __syncthreads();  // the loader's table
+      if (stage < steps) {
+        loader.issue(tile_a(stage), tile_b(stage));
+        loader.finish(tile_a(stage), tile_b(stage));
+      }
+      cp_async_commit_group();
+    }
+    int stage = 0, free_stage = kStages - 1, in_chunk = 0;
+#pragma unroll 1
+    for (int64_t step = 0; step < steps; ++step) {
+      cp_async_wait_group<kStages - 2>();
+      __syncthreads();  // all have this stage, and all are done with the one before
+      const bool more = step + kStages - 1 < steps;
+      if (more) loader.issue(tile_a(free_stage), tile_b(free_stage));
+      cp_async_commit_group();
+      multiply_step<scalar_t, Tile, Loader>(sums, tile_a(stage), tile_b(stage), thread);
+      if (more) loader.finish(tile_a(free_stage), tile_b(free_stage));
+      free_stage = stage;
+      stage = stage + 1 == kStages ? 0 : stage + 1;
+      if (++in_chunk == kChunkSteps) {
+        in_chunk = 0;
+        add<Tile>(total, sums);
+        clear<Tile>(sums);
+      }
+    }
+    __syncthreads();  // the stages are free for the tile of out
+  }
+  add<Tile>(total, sums);
+  if (partial != nullptr) return write_partial<Tile>(p, place, partial, total, thread);
+  write_out<scalar_t, Tile, Shared>(p, view, place, plan.out_vectors, bias, out, total, thread, out_col_offsets,
+                                    shared);
+}
+
+template <typename Tile, typename Loader>
+Status launch_mma_tile(const MmaConv& c, const void* a, const void* b, const void* bias, void* out,
+                       float* partial, Stream stream) {
+  using scalar_t = typename Loader::scalar_t;
+  constexpr const char* kName = "conv_mma_kernel";
+  dim3 grid;
+  const Status status = grid_of(c.plan.blocks, kName, grid);
+  if (!status.ok()) return status;
+  return launch(kName, conv_mma_kernel<Tile, Loader>, grid, dim3(Tile::kThreads),
+                MmaShared<scalar_t, Tile, Loader>::kBytes, stream, c.problem, c.plan,
+                static_cast<const scalar_t*>(a), static_cast<const scalar_t*>(b),
+                static_cast<const scalar_t*>(bias), static_cast<scalar_t*>(out), partial);
+}
+
+template <typename scalar_t, typename Tile>
+Status launch_mma_loader(const MmaConv& c, const void* a, const void* b, const void* bias, void* out,
+                         float* partial, Stream stream) {
+  const auto run = [&](auto tag) {
+    return launch_mma_tile<Tile, typename decltype(tag)::type>(c, a, b, bias, out, partial, stream);
+  };
+  switch (c.loader) {
+    case MmaLoader::kChannels:
+      return run(TypeTag<ChannelsLoader<scalar_t, Tile, false>>{});
+    case MmaLoader::kChannelsFilterRows:
+      return run(TypeTag<ChannelsLoader<scalar_t, Tile, true>>{});
+    case MmaLoader::kPlanes:
+      return run(TypeTag<PlanesLoader<scalar_t, Tile>>{});
+    case MmaLoader::kElements:
+      return run(TypeTag<ElementsLoader<scalar_t, Tile>>{});
+    case MmaLoader::kPositionVectors:
+      return run(TypeTag<PositionVectorsLoader<scalar_t, Tile>>{});
+    case MmaLoader::kPositionElements:
+      return run(TypeTag<PositionElementsLoader<scalar_t, Tile>>{});
+  }
+  return Status::error("unknown loader", "conv_mma_kernel");
+}
+
+}  // namespace
+}  // namespace fastnn::cuda
