@@ -254,33 +254,34 @@ struct WgmmaThread {
   }
 };
 
-// sums (+)= the step's products. Substeps that hold nothing but zeros are left out.
-template <typename scalar_t, typename Tile, WgmmaReduction kReduction>
-__device__ __forceinline__ void multiply_stage(float (&sums)[Tile::kGroupN / 2], uint64_t a, uint64_t b,
-                                               int substeps, bool accumulate) {
-  using Operand = WgmmaOperand<scalar_t>;
+// sums (+)= the products of the step's first kCount substeps, as a group.
+template <typename scalar_t, typename Tile, WgmmaReduction kReduction, int kCount>
+__device__ __forceinline__ void multiply_substeps(float (&sums)[Tile::kGroupN / 2], uint64_t a, uint64_t b,
+                                                  bool accumulate) {
   constexpr bool kAlongK = kReduction == WgmmaReduction::kTaps;
   constexpr WgmmaMajor kMajor = kAlongK ? WgmmaMajor::kK : WgmmaMajor::kMN;
-  constexpr uint32_t kAdvance =
-      kAlongK ? kWgmmaStepBytes / kWgmmaSubsteps : kWgmmaStepBytes * kPanelElements / kWgmmaSubsteps;
-  const auto substep = [&](int s) {
-    wgmma_mma_async<Operand, Tile::kGroupN, kMajor, kMajor>(
-        sums, wgmma_advance(a, s * kAdvance), wgmma_advance(b, s * kAdvance), accumulate || s > 0);
-  };
-  // What all lanes have alike the compiler must see to be so: around wgmmas in a branch that it takes for
-  // divergent it would wait for each of them.
-  if (kAlongK) substeps = __shfl_sync(0xffffffff, substeps, 0);
-  if (!kAlongK || substeps == kWgmmaSubsteps) {
-    wgmma_fence(sums);
+  constexpr uint32_t kAdvance = (kAlongK ? kWgmmaStepBytes : kPanelBytes) / kWgmmaSubsteps;
+  wgmma_fence(sums);
 #pragma unroll
-    for (int s = 0; s < kWgmmaSubsteps; ++s) substep(s);
-  } else {
-#pragma unroll 1
-    for (int s = 0; s < substeps; ++s) {
-      wgmma_fence(sums);
-      substep(s);
-    }
+  for (int s = 0; s < kCount; ++s) {
+    wgmma_mma_async<WgmmaOperand<scalar_t>, Tile::kGroupN, kMajor, kMajor>(
+        sums, wgmma_advance(a, s * kAdvance), wgmma_advance(b, s * kAdvance), accumulate || s > 0);
   }
+  wgmma_commit_group();
+}
+
+// Substeps that hold nothing but zeros are left out. The branches have to be such that the compiler sees all
+// lanes take the same, and each group whole within one: otherwise it waits for every instruction.
+template <typename scalar_t, typename Tile, WgmmaReduction kReduction>
+__device__ __forceinline__ void multiply_step(float (&sums)[Tile::kGroupN / 2], uint64_t a, uint64_t b,
+                                              int substeps, bool accumulate) {
+  if constexpr (kReduction == WgmmaReduction::kTaps) {
+    substeps = __shfl_sync(0xffffffff, substeps, 0);
+    if (substeps == 1) return multiply_substeps<scalar_t, Tile, kReduction, 1>(sums, a, b, accumulate);
+    if (substeps == 2) return multiply_substeps<scalar_t, Tile, kReduction, 2>(sums, a, b, accumulate);
+    if (substeps == 3) return multiply_substeps<scalar_t, Tile, kReduction, 3>(sums, a, b, accumulate);
+  }
+  multiply_substeps<scalar_t, Tile, kReduction, kWgmmaSubsteps>(sums, a, b, accumulate);
 }
 
 // bias[row] of the thread's two rows; 0 without.
@@ -380,29 +381,47 @@ __device__ __forceinline__ void write_wgmma_out(const WgmmaProblem& p, const Wgm
   }
 }
 
-// What a split leaves, partial[split][group][row][col]; a column of the tile is column col_of(column) of these,
-// or none where that is negative.
-template <int kGroupN, typename ColOf>
+// Where 64 columns of a tile begin in partial[][][][col], and how many of them there are.
+struct PartialColumns {
+  int begin, count;
+
+  __device__ __forceinline__ static PartialColumns of_positions(const WgmmaClass& c, int col) {
+    return {col, c.cols - col};
+  }
+  __device__ __forceinline__ static PartialColumns of_taps(const WgmmaProblem& p, const WgmmaClass& c,
+                                                           int unit) {
+    const int tap = unit / p.steps_of_tap, channel = (unit - tap * p.steps_of_tap) * kPanelElements;
+    const bool exists = unit < c.taps[0] * c.taps[1] * c.taps[2] * p.steps_of_tap;
+    return {tap * p.leads + channel, exists ? p.leads - channel : 0};
+  }
+};
+
+// What a split leaves, partial[split][group][row][col]. kPairs: rows have an even number of columns, so that
+// neighbours lie in an aligned word. columns_of(i): of the warpgroup's columns 64 i and on.
+template <int kGroupN, bool kPairs, typename ColumnsOf>
 __device__ __forceinline__ void write_wgmma_partial(const WgmmaProblem& p, const WgmmaPlace& place, int row0,
                                                     const float (&sums)[kGroupN / 2], const WgmmaThread& t,
-                                                    float* partial, ColOf&& col_of) {
+                                                    float* partial, ColumnsOf&& columns_of) {
   const int64_t cols = p.classes[0].cols;
-  float* const rows = partial + (int64_t{place.split} * p.groups + place.group) * p.rows * cols;
-  const bool pairs = cols % 2 == 0;
+  const int first_row = row0 + t.row0;
+  partial += ((int64_t{place.split} * p.groups + place.group) * p.rows + first_row) * cols + t.col0;
 #pragma unroll
-  for (int j = 0; j < kGroupN / 8; ++j) {
-    const int64_t col = col_of(8 * j + t.col0);
+  for (int panel = 0; panel < kGroupN / kPanelElements; ++panel) {
+    const PartialColumns columns = columns_of(panel);
+    const int left = columns.count - t.col0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = row0 + t.row0 + 8 * half;
-      if (col < 0 || col >= cols || row >= p.rows) continue;
-      float* const to = rows + row * cols + col;
-      const Vec<float, 2> pair{{sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]}};
-      if (pairs) {
-        store_vec(to, pair, true);
-      } else {
-        to[0] = pair.v[0];
-        if (col + 1 < cols) to[1] = pair.v[1];
+      if (first_row + 8 * half >= p.rows) break;
+      float* const to = partial + 8 * half * cols + columns.begin;
+#pragma unroll
+      for (int j = 0; j < kPanelElements; j += 8) {
+        const int i = (panel * kPanelElements + j) / 2 + 2 * half;
+        if constexpr (kPairs) {
+          if (j < left) store_vec(to + j, Vec<float, 2>{{sums[i], sums[i + 1]}}, true);
+        } else {
+          if (j < left) to[j] = sums[i];
+          if (j + 1 < left) to[j + 1] = sums[i + 1];
+        }
       }
     }
   }
@@ -476,7 +495,6 @@ __global__ void __maxnreg__(224)
   for (uint32_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
     const WgmmaPlace place = place_of_tile<Tile>(p, tile);
     const int row0 = place.row0 + group_row;
-    const WgmmaBias<scalar_t> shift(p, place, row0 + t.row0, bias);
     float sums[Tile::kGroupN / 2], total[Tile::kSumsChunks ? Tile::kGroupN / 2 : 1];
     auto& result = either<Tile::kSumsChunks>(total, sums);
     // The sum of nothing is 0, the first summand of a sum is itself, -0.0 too.
@@ -502,9 +520,8 @@ __global__ void __maxnreg__(224)
         const bool ends_tap = ++of_tap == p.steps_of_tap;
         if (ends_tap) of_tap = 0;
         mbarrier_wait(full + ring.stage, ring.parity);
-        multiply_stage<scalar_t, Tile, kReduction>(sums, a, b, ends_tap ? p.last_substeps : kWgmmaSubsteps,
-                                                   in_flight);
-        wgmma_commit_group();
+        multiply_step<scalar_t, Tile, kReduction>(sums, a, b, ends_tap ? p.last_substeps : kWgmmaSubsteps,
+                                                  in_flight);
         wgmma_wait_group<1>();
         if (in_flight) release(last_stage);
         in_flight = true;
@@ -519,20 +536,20 @@ __global__ void __maxnreg__(224)
       }
     }
 
+    const int col0 = place.tile_n * Tile::kN + group_col;
+    const WgmmaClass& c = p.classes[place.index];
     if constexpr (kReduction == WgmmaReduction::kPositions) {
-      const int first_col = place.tile_n * Tile::kN + group_col;
-      write_wgmma_partial<Tile::kGroupN>(p, place, row0, result, t, partial, [&](int i) -> int64_t {
-        const int col = first_col + i, unit = col / kPanelElements, tap = unit / p.steps_of_tap;
-        const int channel = (unit - tap * p.steps_of_tap) * kPanelElements + col % kPanelElements;
-        return channel < p.leads ? int64_t{tap} * p.leads + channel : -1;
+      write_wgmma_partial<Tile::kGroupN, true>(p, place, row0, result, t, partial, [&](int panel) {
+        return PartialColumns::of_taps(p, c, col0 / kPanelElements + panel);
       });
     } else if (p.out_is_partial) {
-      const int first_col = place.tile_n * Tile::kN + group_col;
-      write_wgmma_partial<Tile::kGroupN>(p, place, row0, result, t, partial,
-                                         [&](int i) { return int64_t{first_col} + i; });
+      write_wgmma_partial<Tile::kGroupN, false>(p, place, row0, result, t, partial, [&](int panel) {
+        return PartialColumns::of_positions(c, col0 + panel * kPanelElements);
+      });
     } else {
-      write_wgmma_out<scalar_t, Tile::kGroupN>(p, place, row0, place.tile_n * Tile::kN + group_col, result,
-                                               shift.of_half, t, part, offsets, out);
+      const WgmmaBias<scalar_t> shift(p, place, row0 + t.row0, bias);
+      write_wgmma_out<scalar_t, Tile::kGroupN>(p, place, row0, col0, result, shift.of_half, t, part, offsets,
+                                               out);
     }
   }
 }
