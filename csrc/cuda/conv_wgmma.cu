@@ -5,6 +5,7 @@
 #include "conv_wgmma.cuh"
 #include "conv_wgmma.h"
 #include "conv_wgmma_plan.cuh"
+#include "conv_wgmma_sum.cuh"
 #include "dispatch.cuh"
 
 namespace fastnn::cuda {
@@ -22,10 +23,6 @@ WgmmaOperands wgmma_operands(const ConvForwardParams& p) { return {p.w, p.x, p.b
 WgmmaOperands wgmma_operands(const ConvGradInputParams& p) { return {p.w, p.grad_y, nullptr, p.grad_x}; }
 WgmmaOperands wgmma_operands(const ConvGradWeightParams& p) { return {p.grad_y, p.x, nullptr, p.grad_w}; }
 
-template <typename Params>
-constexpr WgmmaReduction kReductionOf =
-    std::is_same_v<Params, ConvGradWeightParams> ? WgmmaReduction::kPositions : WgmmaReduction::kTaps;
-
 // Calls f(TypeTag<scalar_t>{}, c) with the plan of a convolution that this device and this file can do;
 // `otherwise` is returned for all others.
 template <typename Params, typename Result, typename F>
@@ -37,7 +34,7 @@ Result with_plan(const Params& p, Result otherwise, F&& f) {
   };
   switch (p.dtype) {
     case DType::kFloat32:
-      if constexpr (kReductionOf<Params> == WgmmaReduction::kTaps) {
+      if constexpr (!std::is_same_v<Params, ConvGradWeightParams>) {  // tf32 has no operands across k
         if (p.allow_tf32) return run(TypeTag<float>{});
       }
       break;
@@ -61,9 +58,7 @@ int64_t packed_bytes(const WgmmaConv& c) {
 
 int64_t partial_bytes(const WgmmaConv& c) {
   const ConvGemm& p = c.gemm;
-  return c.problem.out_is_partial
-             ? c.problem.splits * p.groups * p.rows * p.cols.size() * static_cast<int64_t>(sizeof(float))
-             : 0;
+  return partial_slots(c) * p.groups * p.rows * p.cols.size() * static_cast<int64_t>(sizeof(float));
 }
 
 template <typename Params>
@@ -92,12 +87,31 @@ Status run(const Params& p, Stream stream) {
       o.a = workspace;
     }
     auto* const partial = reinterpret_cast<float*>(workspace + packed_bytes<scalar_t>(c));
-    status = dispatch_wgmma_tile<kReductionOf<Params>>(c.tiles, [&]<typename Tile>(TypeTag<Tile>) {
-      return launch_wgmma_tile<scalar_t, Tile, kReductionOf<Params>>(c, o.a, o.b, o.bias, o.out, partial,
-                                                                     stream);
-    });
-    if (!status.ok() || !c.problem.out_is_partial) return status;
-    return launch_sum_splits<scalar_t>(c.gemm, c.problem.splits, partial, o.bias, o.out, stream);
+    const auto multiply = [&]<WgmmaReduction kReduction>(std::integral_constant<WgmmaReduction, kReduction>) {
+      return dispatch_wgmma_tile<kReduction>(c.tiles, [&]<typename Tile>(TypeTag<Tile>) {
+        return launch_wgmma_tile<scalar_t, Tile, kReduction>(c, o.a, o.b, o.bias, o.out, partial, stream);
+      });
+    };
+    if constexpr (std::is_same_v<Params, ConvGradWeightParams>) {
+      constexpr WgmmaReduction kPositions = WgmmaReduction::kPositions;
+      status = multiply(std::integral_constant<WgmmaReduction, kPositions>{});
+      if (!status.ok()) return status;
+      return dispatch_wgmma_tile<kPositions>(c.tiles, [&]<typename Tile>(TypeTag<Tile>) {
+        return launch_wgmma_sum<scalar_t>(c.gemm, c.problem, Tile::kM, Tile::kN, Tile::kTurn, partial, o.out,
+                                          stream);
+      });
+    } else {
+      if constexpr (std::is_same_v<Params, ConvGradInputParams> && sizeof(scalar_t) == 2) {
+        constexpr WgmmaReduction kAcross = WgmmaReduction::kTapsAcrossRows;
+        status = c.reduction == kAcross
+                     ? multiply(std::integral_constant<WgmmaReduction, kAcross>{})
+                     : multiply(std::integral_constant<WgmmaReduction, WgmmaReduction::kTaps>{});
+      } else {
+        status = multiply(std::integral_constant<WgmmaReduction, WgmmaReduction::kTaps>{});
+      }
+      if (!status.ok() || !c.problem.out_is_partial) return status;
+      return launch_sum_splits<scalar_t>(c.gemm, c.problem.splits, partial, o.bias, o.out, stream);
+    }
   });
 }
 

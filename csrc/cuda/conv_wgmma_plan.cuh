@@ -15,7 +15,6 @@
 #include "conv_index.cuh"
 #include "conv_mma_plan.cuh"
 #include "conv_wgmma_tiles.cuh"
-#include "tensor_map.cuh"
 #include "vec.cuh"
 
 namespace fastnn::cuda {
@@ -25,6 +24,7 @@ struct WgmmaConv {
   ConvGemm gemm;
   WgmmaProblem problem;
   WgmmaTiles tiles;
+  WgmmaReduction reduction;
   FilterPack pack;
   bool packs;
 };
@@ -80,70 +80,101 @@ inline bool fits_wgmma(const ConvGemm& p) {
 
 // ---- tile and split -------------------------------------------------------------------------------------
 
-// Cycles of a multiprocessor, roughly: what is compared is whole tiles against parts of them. `tiles` count
-// splits.
+// Cycles of a block, roughly: what is compared is whole tiles against parts of them. Out leaves at some 64
+// bytes a cycle, partial sums, twice as many bytes, at the 32 of the way to L2. The first loads of a tile hide
+// behind the one before it, but its last products do not.
 template <typename Tile>
-double wgmma_cycles(int64_t tiles, int64_t steps, int64_t splits, int64_t multiprocessors) {
-  const double of_tile = static_cast<double>(steps) * Tile::kStepCycles;
-  // Out leaves at some 64 bytes a cycle, partial sums, twice as many bytes, at the 32 of the way to L2. The
-  // first loads of a tile hide behind the one before it, but its last products do not.
-  const double finish = 500 + Tile::kM * Tile::kN / (splits > 1 ? 8.0 : 32.0);
-  const double rounds = static_cast<double>(ceil_div(tiles, multiprocessors));
-  // A launch, and each partial sum read once more by all multiprocessors.
-  const double sum =
-      splits > 1 ? 4000 + static_cast<double>(tiles) * Tile::kM * Tile::kN / 8 / multiprocessors : 0;
-  return rounds * (of_tile + finish) + sum;
+constexpr double kFinishCycles = 500 + Tile::kM * Tile::kN / 32.0;
+template <typename Tile>
+constexpr double kFinishPartialCycles = 500 + Tile::kTurn * Tile::kM * Tile::kN / 8.0;
+// A launch, and each partial sum read once more by all multiprocessors.
+template <typename Tile>
+double wgmma_sum_cycles(double parts, int64_t blocks) {
+  return 4000 + parts * Tile::kTurn * Tile::kM * Tile::kN / 8 / static_cast<double>(blocks);
+}
+
+// Of two neighbouring row tiles, which share B, or two column tiles, which share A: whichever leaves fewer
+// tiles alone.
+template <typename Tile>
+bool pairs_share_b(int64_t rows) {
+  return ceil_div(rows, Tile::kM) % kWgmmaCluster == 0;
+}
+template <typename Tile>
+int64_t pairs_m(int64_t rows) {
+  const int64_t tiles = ceil_div(rows, Tile::kM);
+  return pairs_share_b<Tile>(rows) ? tiles / kWgmmaCluster : tiles;
+}
+template <typename Tile>
+int64_t pairs_n(int64_t rows, int64_t cols) {
+  const int64_t tiles = ceil_div(cols, Tile::kN);
+  return pairs_share_b<Tile>(rows) ? tiles : ceil_div(tiles, kWgmmaCluster);
 }
 
 struct WgmmaChoice {
   WgmmaTiles tiles;
-  int64_t splits, split_steps;
+  int64_t parts;  // kTaps: splits of a tile; kPositions: runs
+  int64_t steps;  // of each
   double cycles = std::numeric_limits<double>::infinity();
-
-  // tiles: of out, over all classes and groups.
-  template <typename Tile>
-  void consider(WgmmaTiles kind, int64_t count, int64_t steps, int64_t steps_each, int64_t multiprocessors) {
-    const int64_t parts = ceil_div(steps, steps_each);
-    const double cost = wgmma_cycles<Tile>(count * parts, steps_each, parts, multiprocessors);
-    if (cost < cycles) *this = {kind, parts, steps_each, cost};
-  }
 };
 
-// steps: of the deepest class.
-inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem, int64_t steps) {
+// Either one block has all chunks or each has one: the bits do not depend on which.
+inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem) {
   WgmmaChoice choice{};
-  const int64_t sms = std::max(multiprocessors(), 1);
-  const auto consider = [&]<typename Tile>(TypeTag<Tile>, WgmmaTiles kind, int64_t steps_each) {
-    int64_t cols = 0;
-    for (int i = 0; i < problem.class_count; ++i) cols += ceil_div(problem.classes[i].cols, Tile::kN);
-    choice.consider<Tile>(kind, cols * ceil_div(p.rows, Tile::kM) * p.groups, steps, steps_each, sms);
+  const int64_t clusters = std::max(multiprocessors() / kWgmmaCluster, 1);
+  const int64_t deepest = problem.classes[0].steps;
+  const auto consider = [&]<typename Tile>(TypeTag<Tile>, WgmmaTiles kind, int64_t steps) {
+    const int64_t parts = std::max<int64_t>(ceil_div(deepest, std::max<int64_t>(steps, 1)), 1);
+    const double finish = parts > 1 ? kFinishPartialCycles<Tile> : kFinishCycles<Tile>;
+    int64_t pairs = 0;
+    double work = 0, longest = 0;
+    for (int i = 0; i < problem.class_count; ++i) {
+      const int64_t of_class =
+          pairs_m<Tile>(p.rows) * pairs_n<Tile>(p.rows, problem.classes[i].cols) * p.groups * parts;
+      const double cycles = std::min<double>(steps, problem.classes[i].steps) * Tile::kStepCycles + finish;
+      pairs += of_class;
+      work += static_cast<double>(of_class) * cycles;
+      longest = std::max(longest, cycles);
+    }
+    // Equal tiles end in rounds; of unequal ones, the longest first, the blocks end within a short one.
+    double cycles = problem.class_count > 1 ? std::max(work / static_cast<double>(clusters), longest) + finish
+                                            : static_cast<double>(ceil_div(pairs, clusters)) * longest;
+    if (parts > 1) cycles += wgmma_sum_cycles<Tile>(static_cast<double>(pairs), clusters);
+    if (cycles < choice.cycles) choice = {kind, parts, steps, cycles};
   };
-  // Either one block has all chunks or each has one: the bits do not depend on which. Classes are many tiles
-  // already, and their depths differ.
-  const int64_t chunk = std::min<int64_t>(steps, kWgmmaChunkSteps);
-  for (const int64_t steps_each : {steps, problem.class_count == 1 ? chunk : steps}) {
+  // Classes are many tiles already, and their depths differ.
+  const int64_t chunk = std::min<int64_t>(deepest, kWgmmaChunkSteps);
+  for (const int64_t steps : {deepest, problem.class_count == 1 ? chunk : deepest}) {
     if (p.rows <= FewRowsWgmmaTile::kM) {
-      consider(TypeTag<FewRowsWgmmaTile>{}, WgmmaTiles::kFewRows, steps_each);
+      consider(TypeTag<FewRowsWgmmaTile>{}, WgmmaTiles::kFewRows, steps);
       continue;
     }
-    if (steps_each <= kWgmmaChunkSteps) consider(TypeTag<WideWgmmaTile>{}, WgmmaTiles::kWide, steps_each);
-    consider(TypeTag<TallWgmmaTile>{}, WgmmaTiles::kTall, steps_each);
-    consider(TypeTag<SquareWgmmaTile>{}, WgmmaTiles::kSquare, steps_each);
+    if (steps <= kWgmmaChunkSteps) consider(TypeTag<WideWgmmaTile>{}, WgmmaTiles::kWide, steps);
+    consider(TypeTag<TallWgmmaTile>{}, WgmmaTiles::kTall, steps);
+    consider(TypeTag<SquareWgmmaTile>{}, WgmmaTiles::kSquare, steps);
   }
   return choice;
 }
 
+// The steps of all tiles, one tile after the other, are cut in runs of equal length: one for each cluster of a
+// full grid, or fewer where partial sums would cost more than the steps. A constant grid: runs decide the order
+// of sums.
 inline WgmmaChoice choose_positions(const ConvGemm& p, int64_t cols, int64_t steps) {
   WgmmaChoice choice{};
   const auto consider = [&]<typename Tile>(TypeTag<Tile>, WgmmaTiles kind) {
-    const int64_t tiles = ceil_div(cols, Tile::kN) * ceil_div(p.rows, Tile::kM) * p.groups;
-    const int64_t most = std::min(steps, std::max<int64_t>(4 * kFullGrid / tiles, 1));
-    for (int64_t parts = 1; parts <= most; ++parts) {
-      choice.consider<Tile>(kind, tiles, steps, ceil_div(steps, parts), kFullGrid);
+    constexpr int64_t kClusters = kFullGrid / kWgmmaCluster;
+    const int64_t pairs = pairs_m<Tile>(p.rows) * pairs_n<Tile>(p.rows, cols) * p.groups, all = pairs * steps;
+    for (int64_t wanted = kClusters; wanted > 0; wanted /= 2) {
+      const int64_t each = ceil_div(all, wanted), runs = ceil_div(all, each);
+      // A run begins and ends within a tile, mostly.
+      const double ends = static_cast<double>(each) / static_cast<double>(steps) + (runs > pairs ? 1 : 0);
+      const double cycles = static_cast<double>(each) * Tile::kStepCycles +
+                            std::max(ends, 1.0) * kFinishPartialCycles<Tile> +
+                            wgmma_sum_cycles<Tile>(static_cast<double>(std::max(runs, pairs)), kClusters);
+      if (cycles < choice.cycles) choice = {kind, runs, each, cycles};
     }
   };
-  if (p.rows <= FewRowsWgmmaTile::kM) {
-    consider(TypeTag<FewRowsWgmmaTile>{}, WgmmaTiles::kFewRows);
+  if (p.rows <= TurnsWgmmaTile::kM) {
+    consider(TypeTag<TurnsWgmmaTile>{}, WgmmaTiles::kTurns);
   } else {
     consider(TypeTag<TallWgmmaTile>{}, WgmmaTiles::kTall);
     consider(TypeTag<SquareWgmmaTile>{}, WgmmaTiles::kSquare);
@@ -151,44 +182,54 @@ inline WgmmaChoice choose_positions(const ConvGemm& p, int64_t cols, int64_t ste
   return choice;
 }
 
-// Calls f(TypeTag<Tile>{}). The weight gradient has no wide tile: its sums are long.
+// Calls f(TypeTag<Tile>{}). Which tiles there are depends on the direction, so that no kernel is compiled in
+// vain.
 template <WgmmaReduction kReduction, typename F>
 auto dispatch_wgmma_tile(WgmmaTiles tiles, F&& f) {
-  switch (tiles) {
-    case WgmmaTiles::kWide:
-      if constexpr (kReduction == WgmmaReduction::kTaps) return f(TypeTag<WideWgmmaTile>{});
-      break;
-    case WgmmaTiles::kTall:
-      return f(TypeTag<TallWgmmaTile>{});
-    case WgmmaTiles::kSquare:
-      return f(TypeTag<SquareWgmmaTile>{});
-    case WgmmaTiles::kFewRows:
-      break;
+  if (tiles == WgmmaTiles::kTall) return f(TypeTag<TallWgmmaTile>{});
+  if (tiles == WgmmaTiles::kSquare) return f(TypeTag<SquareWgmmaTile>{});
+  if constexpr (kReduction == WgmmaReduction::kPositions) {
+    return f(TypeTag<TurnsWgmmaTile>{});
+  } else {
+    return tiles == WgmmaTiles::kWide ? f(TypeTag<WideWgmmaTile>{}) : f(TypeTag<FewRowsWgmmaTile>{});
   }
-  return f(TypeTag<FewRowsWgmmaTile>{});
 }
 
-// Enters the choice; `cols_of` gives a class's columns, padded as the tile wants them.
+// Enters tile and pairs; `cols_of` gives a class's columns, padded as the tile wants them. False where there
+// are too many to count.
 template <WgmmaReduction kReduction, typename ColsOf>
 bool enter_choice(WgmmaConv& c, const WgmmaChoice& choice, ColsOf&& cols_of) {
   WgmmaProblem& p = c.problem;
   c.tiles = choice.tiles;
-  p.splits = static_cast<uint32_t>(choice.splits);
-  p.split_steps = static_cast<int32_t>(choice.split_steps);
-  p.out_is_partial |= choice.splits > 1;
+  p.splits = kReduction == WgmmaReduction::kPositions ? 1 : static_cast<uint32_t>(choice.parts);
+  p.runs = static_cast<uint32_t>(choice.parts);
+  p.split_steps = static_cast<int32_t>(choice.steps);
   int64_t total = 0;
   dispatch_wgmma_tile<kReduction>(choice.tiles, [&]<typename Tile>(TypeTag<Tile>) {
-    p.tiles_m = static_cast<uint32_t>(ceil_div(p.rows, Tile::kM));
+    p.shares_b = pairs_share_b<Tile>(p.rows);
+    p.pairs_m = static_cast<uint32_t>(pairs_m<Tile>(p.rows));
     for (int i = 0; i < p.class_count; ++i) {
       WgmmaClass& k = p.classes[i];
-      k.tiles_n = static_cast<uint32_t>(ceil_div(cols_of(k), Tile::kN));
-      const int64_t tiles = int64_t{p.tiles_m} * k.tiles_n * p.splits * p.groups;
-      k.tiles = static_cast<uint32_t>(tiles);
-      total += tiles;
+      k.pairs_n = static_cast<uint32_t>(pairs_n<Tile>(p.rows, cols_of(k)));
+      const int64_t pairs = int64_t{p.pairs_m} * k.pairs_n * p.splits * p.groups;
+      k.pairs = static_cast<uint32_t>(pairs);
+      total += pairs;
     }
   });
-  p.tiles = static_cast<uint32_t>(total);
-  return total <= std::numeric_limits<int32_t>::max();
+  p.pairs = static_cast<uint32_t>(total);
+  p.out_is_partial = kReduction == WgmmaReduction::kPositions || p.splits > 1;
+  const int64_t counted =
+      kReduction == WgmmaReduction::kPositions ? total * p.classes[0].steps + choice.steps : total;
+  return counted <= std::numeric_limits<int32_t>::max();
+}
+
+// Parts of k that the sums of any tile come in.
+inline int64_t partial_slots(const WgmmaConv& c) {
+  const WgmmaProblem& p = c.problem;
+  if (!p.out_is_partial) return 0;
+  if (c.reduction != WgmmaReduction::kPositions) return p.splits;
+  const int64_t runs = std::min<int64_t>(ceil_div(p.classes[0].steps, p.split_steps) + 1, p.runs);
+  return runs * (c.tiles == WgmmaTiles::kTurns ? TurnsWgmmaTile::kTurn : 1);
 }
 
 // ---- forward and data gradient --------------------------------------------------------------------------
@@ -241,8 +282,8 @@ inline WgmmaClass class_of(const ConvGemm& p, const FilterPack& filters, int64_t
 
 // False where mma.sync has to do. `w` has the strides that `filters` says; `b` those of p.
 template <typename scalar_t>
-bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters, const void* w, const void* b,
-                     const void* out) {
+bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters, bool may_lie_across,
+                     const void* w, const void* b, const void* out) {
   constexpr int64_t kVec = kVecSize<scalar_t>;
   const int64_t leads = p.depth.lead, classes = p.classes[0] * p.classes[1] * p.classes[2];
   if (!fits_wgmma(p) || classes > kMaxWgmmaClasses || leads < kMinWgmmaLeads) return false;
@@ -298,28 +339,33 @@ bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters,
   if (!std::all_of(q.classes, end, [&](const WgmmaClass& k) { return fits_im2col(q, k, p.limit); }))
     return false;
 
-  // In place: rows of any distance, of each the taps at one distance, of each the leads side by side.
+  // In place: taps at one distance, and side by side either leads or, of half types, rows.
   const int64_t distance = tap_distance(filters);
+  const bool has_maps = distance > 0 && distance % kVec == 0 && is_aligned(w);
+  const auto is_step = [](int64_t stride) { return stride > 0 && stride % kVec == 0; };
+  const bool along_k = has_maps && filters.lead_stride == 1 && is_step(filters.row_stride) &&
+                       (p.groups == 1 || filters.group_stride == p.rows * filters.row_stride);
+  const bool across_k = has_maps && may_lie_across && sizeof(scalar_t) == 2 && filters.row_stride == 1 &&
+                        is_step(filters.lead_stride) &&
+                        (p.groups == 1 || filters.group_stride == leads * filters.lead_stride);
+  c.reduction = along_k || !across_k ? WgmmaReduction::kTaps : WgmmaReduction::kTapsAcrossRows;
+  c.packs = !along_k && !across_k;
   c.pack = filters;
   c.pack.flat = false;
-  c.packs = !(filters.lead_stride == 1 && distance > 0 && distance % kVec == 0 && filters.row_stride > 0 &&
-              filters.row_stride % kVec == 0 && is_aligned(w) &&
-              (p.groups == 1 || filters.group_stride == p.rows * filters.row_stride));
   c.pack.pitch = leads;
-  return enter_choice<WgmmaReduction::kTaps>(c, choose_taps(p, q, q.classes[0].steps),
-                                             [](const WgmmaClass& k) { return k.cols; });
+  return enter_choice<WgmmaReduction::kTaps>(c, choose_taps(p, q), [](const WgmmaClass& k) { return k.cols; });
 }
 
 template <typename scalar_t>
 bool plan_wgmma(WgmmaConv& c, const ConvForwardParams& p) {
-  return plan_wgmma_taps<scalar_t>(c, forward_problem(p), filters_of(p.geometry, p.w_strides, true), p.w, p.x,
-                                   p.y);
+  return plan_wgmma_taps<scalar_t>(c, forward_problem(p), filters_of(p.geometry, p.w_strides, true), false, p.w,
+                                   p.x, p.y);
 }
 
 template <typename scalar_t>
 bool plan_wgmma(WgmmaConv& c, const ConvGradInputParams& p) {
-  return plan_wgmma_taps<scalar_t>(c, grad_input_problem(p), filters_of(p.geometry, p.w_strides, false), p.w,
-                                   p.grad_y, p.grad_x);
+  return plan_wgmma_taps<scalar_t>(c, grad_input_problem(p), filters_of(p.geometry, p.w_strides, false), true,
+                                   p.w, p.grad_y, p.grad_x);
 }
 
 // ---- weight gradient ------------------------------------------------------------------------------------
@@ -340,6 +386,7 @@ bool plan_wgmma(WgmmaConv& c, const ConvGradWeightParams& params) {
   }
   c = {};
   c.gemm = p;
+  c.reduction = WgmmaReduction::kPositions;
   WgmmaProblem& q = c.problem;
   q.groups = static_cast<uint32_t>(p.groups);
   q.rows = static_cast<int32_t>(p.rows);
@@ -347,7 +394,6 @@ bool plan_wgmma(WgmmaConv& c, const ConvGradWeightParams& params) {
   q.steps_of_tap = static_cast<int32_t>(ceil_div(channels, kWgmmaStepDepth<scalar_t>));
   q.last_substeps = kWgmmaSubsteps;
   q.has_depth = g.in[0] != 1 || g.out[0] != 1 || g.kernel[0] != 1 || g.pad[0] != 0;
-  q.out_is_partial = true;
   q.class_count = 1;
   WgmmaClass& k = q.classes[0];
   int64_t taps = 1;
@@ -365,104 +411,6 @@ bool plan_wgmma(WgmmaConv& c, const ConvGradWeightParams& params) {
   const int64_t padded = taps * q.steps_of_tap * kWgmmaStepDepth<scalar_t>;
   return enter_choice<WgmmaReduction::kPositions>(c, choose_positions(p, padded, k.steps),
                                                   [&](const WgmmaClass&) { return padded; });
-}
-
-// ---- tensor maps ----------------------------------------------------------------------------------------
-
-struct WgmmaMaps {
-  TensorMap a, b[kMaxWgmmaClasses];
-};
-
-template <typename scalar_t>
-constexpr TensorType kWgmmaTensorType = sizeof(scalar_t) == 4                  ? TensorType::kTFloat32
-                                        : std::is_same_v<scalar_t, bfloat16_t> ? TensorType::kBFloat16
-                                                                               : TensorType::kFloat16;
-
-// [n][d][h][w][channel]; strides of n, d, h, w in elements.
-template <typename scalar_t>
-GlobalTensor activations(const void* data, bool has_depth, int64_t channels, int64_t batch,
-                         const int64_t (&spatial)[kSpatialDims], int64_t batch_stride,
-                         const int64_t (&strides)[kSpatialDims]) {
-  GlobalTensor t{};
-  t.type = kWgmmaTensorType<scalar_t>;
-  t.data = const_cast<void*>(data);
-  const auto add = [&t](int64_t size, int64_t stride) {
-    t.sizes[t.rank] = static_cast<uint64_t>(size);
-    t.strides[t.rank] = size == 1 ? kVecBytes : static_cast<uint64_t>(stride) * sizeof(scalar_t);
-    ++t.rank;
-  };
-  add(channels, 1);
-  add(spatial[2], strides[2]);
-  add(spatial[1], strides[1]);
-  if (has_depth) add(spatial[0], strides[0]);
-  add(batch, batch_stride);
-  return t;
-}
-
-// Walks positions as the class does.
-inline Im2colBox positions_box(const WgmmaProblem& p, const WgmmaClass& c, const int64_t (&limit)[kSpatialDims],
-                               uint32_t channels, uint32_t pixels) {
-  Im2colBox box{};
-  box.channels = channels;
-  box.pixels = pixels;
-  box.swizzle = TensorSwizzle::k128B;
-  for (int i = 0; i < (p.has_depth ? 3 : 2); ++i) {
-    const int d = kSpatialDims - 1 - i;
-    box.lower[i] = c.first[d];
-    box.upper[i] = c.first[d] + (c.spatial[d] - 1) * p.col_step[d] - static_cast<int>(limit[d] - 1);
-    box.element_strides[1 + i] = static_cast<uint32_t>(p.col_step[d]);
-  }
-  return box;
-}
-
-// B's tensor as the problem has it: strides between neighbours.
-template <typename scalar_t>
-Status encode_b(WgmmaMaps& maps, const WgmmaConv& c, const void* b, int64_t channels, int64_t batch,
-                int64_t batch_stride, uint32_t pixels) {
-  const ConvGemm& p = c.gemm;
-  const GlobalTensor tensor =
-      activations<scalar_t>(b, c.problem.has_depth, channels, batch, p.limit, batch_stride, p.b_spatial);
-  Status status;
-  for (int i = 0; i < c.problem.class_count && status.ok(); ++i) {
-    const WgmmaClass& k = c.problem.classes[i];
-    if (k.steps == 0) continue;
-    status = encode_im2col(maps.b[i], tensor,
-                           positions_box(c.problem, k, p.limit, kWgmmaStepDepth<scalar_t>, pixels));
-  }
-  return status;
-}
-
-template <typename scalar_t, typename Tile>
-Status encode_taps(WgmmaMaps& maps, const WgmmaConv& c, const void* filters, const void* b) {
-  const ConvGemm& p = c.gemm;
-  const int64_t taps = c.pack.tap_count(), distance = c.packs ? c.pack.pitch : tap_distance(c.pack);
-  const int64_t row_stride = c.packs ? c.pack.row_pitch() : c.pack.row_stride;
-  const GlobalTensor tensor{.type = kWgmmaTensorType<scalar_t>,
-                            .rank = 3,
-                            .data = const_cast<void*>(filters),
-                            .sizes = {static_cast<uint64_t>(p.depth.lead), static_cast<uint64_t>(taps),
-                                      static_cast<uint64_t>(p.groups * p.rows)},
-                            .strides = {0, distance * sizeof(scalar_t), row_stride * sizeof(scalar_t)}};
-  TiledBox box{.sizes = {kWgmmaStepDepth<scalar_t>, 1, Tile::kM}};
-  box.swizzle = TensorSwizzle::k128B;
-  const Status status = encode_tiled(maps.a, tensor, box);
-  if (!status.ok()) return status;
-  return encode_b<scalar_t>(maps, c, b, p.groups * p.depth.lead, p.cols.lead, p.b_col_lead, Tile::kN);
-}
-
-template <typename scalar_t>
-Status encode_positions(WgmmaMaps& maps, const WgmmaConv& c, const void* grad_y, const void* x) {
-  const ConvGemm& p = c.gemm;
-  constexpr uint32_t kBox = kWgmmaStepDepth<scalar_t>;
-  const GlobalTensor tensor =
-      activations<scalar_t>(grad_y, c.problem.has_depth, p.groups * p.rows, p.depth.lead, p.depth.spatial,
-                            p.a_depth[0], {p.a_depth[1], p.a_depth[2], p.a_depth[3]});
-  Im2colBox box{};
-  box.channels = box.pixels = kBox;
-  box.swizzle = TensorSwizzle::k128B;
-  const Status status = encode_im2col(maps.a, tensor, box);
-  if (!status.ok()) return status;
-  return encode_b<scalar_t>(maps, c, x, p.groups * p.cols.lead, p.depth.lead, p.b_depth_lead, kBox);
 }
 
 }  // namespace
