@@ -134,17 +134,18 @@ __global__ void __maxnreg__(kWgmmaRegisters)
     for (int i = 0; i < p.class_count; ++i) {
       if (p.classes[i].steps > 0) prefetch_tensor_map(&maps.b[i]);
     }
-    const auto begin_step = [&] {
+    const auto begin_step = [&](int bytes) {
       const LoadTo to{stages + ring.stage * Tile::kStageBytes, full + ring.stage};
       mbarrier_wait_cluster(empty + ring.stage, ring.parity ^ 1);
-      mbarrier_arrive_expect_tx(to.full, Tile::kStageBytes);
+      mbarrier_arrive_expect_tx(to.full, bytes);
       ring.advance(1);
       return to;
     };
+    [[maybe_unused]] int fresh = Tile::kStages;
 #pragma unroll 1
     while (walk.next(p, place)) {
       if constexpr (kReduction == WgmmaReduction::kPositions) {
-        load_positions<Tile>(p, maps, place, rank, begin_step);
+        load_positions<Tile>(p, maps, place, rank, fresh, begin_step);
       } else {
         load_taps<scalar_t, Tile, kIsAAlongK<kReduction>>(p, maps, place, rank, begin_step);
       }

@@ -94,7 +94,8 @@ struct WgmmaTap {
   }
 };
 
-// Both call begin_step() for each step, which waits for a free buffer and says where it is.
+// Both call begin_step(bytes) for each step, which waits for a free buffer, says where it is, and how many
+// bytes it gets.
 template <typename scalar_t, typename Tile, bool kAAlongK, typename BeginStep>
 __device__ __forceinline__ void load_taps(const WgmmaProblem& p, const WgmmaMaps& maps, const WgmmaPlace& place,
                                           int rank, BeginStep&& begin_step) {
@@ -107,7 +108,7 @@ __device__ __forceinline__ void load_taps(const WgmmaProblem& p, const WgmmaMaps
   WgmmaTap tap(c, first_tap);
 #pragma unroll 1
   for (int step = 0; step < place.steps; ++step) {
-    const LoadTo to = begin_step();
+    const LoadTo to = begin_step(Tile::kStageBytes);
     const int lead = lead_step * kWgmmaStepDepth<scalar_t>, filter_tap = tap.in_filter(p, c);
     if constexpr (kAAlongK) {
       const int row = place.group * p.rows + place.row0 + half_a * kHalfRows;
@@ -129,26 +130,30 @@ __device__ __forceinline__ void load_taps(const WgmmaProblem& p, const WgmmaMaps
   }
 }
 
+// `fresh`: buffers that nothing was loaded into so far. Panels past the last column are loaded into those
+// alone, the last panel once more: what is multiplied must be something, though nobody stores what comes of it.
 template <typename Tile, typename BeginStep>
 __device__ __forceinline__ void load_positions(const WgmmaProblem& p, const WgmmaMaps& maps,
-                                               const WgmmaPlace& place, int rank, BeginStep&& begin_step) {
+                                               const WgmmaPlace& place, int rank, int& fresh,
+                                               BeginStep&& begin_step) {
   constexpr int kPanelsA = Tile::kM / kPanelElements, kPanelsB = Tile::kN / kPanelElements;
   constexpr int kHalf = kPanelElements / kWgmmaCluster, kHalfBytes = kPanelBytes / kWgmmaCluster;
   const WgmmaClass& c = p.classes[0];
   const int half_b = p.shares_b ? rank : 0, half_a = p.shares_b ? 0 : rank, last_panel = p.panels() - 1;
+  const int first_panel = place.tile_n * kPanelsB, exist = last_panel - first_panel + 1;
   int channel[kPanelsB];
   TapOffset offset[kPanelsB];
 #pragma unroll
   for (int j = 0; j < kPanelsB; ++j) {
-    // Past the last panel, the last one once more: nobody stores what comes of it.
-    const int wanted = place.tile_n * kPanelsB + j, panel = wanted < last_panel ? wanted : last_panel;
-    const int tap = panel / p.steps_of_tap;
+    const int panel = j < exist ? first_panel + j : last_panel, tap = panel / p.steps_of_tap;
     channel[j] = place.group * p.leads + (panel - tap * p.steps_of_tap) * kPanelElements;
     offset[j] = WgmmaTap(c, tap).offset(p, c);
   }
 #pragma unroll 1
   for (int step = 0; step < place.steps; ++step) {
-    const LoadTo to = begin_step();
+    const int loaded = fresh > 0 || exist > kPanelsB ? kPanelsB : exist > 0 ? exist : 0;
+    if (fresh > 0) --fresh;
+    const LoadTo to = begin_step(Tile::kABytes + loaded * kPanelBytes);
     const int first = (place.first + step) * kPanelElements;
     const WgmmaPosition at_a(c, first + half_a * kHalf);
 #pragma unroll
@@ -159,6 +164,7 @@ __device__ __forceinline__ void load_positions(const WgmmaProblem& p, const Wgmm
     const WgmmaPosition at_b = pixel_of(p, c, WgmmaPosition(c, first + half_b * kHalf));
 #pragma unroll
     for (int j = 0; j < kPanelsB; ++j) {
+      if (j >= loaded) break;
       load_pixels(to, Tile::kABytes + j * kPanelBytes + half_b * kHalfBytes, &maps.b[0], p.shares_b,
                   p.has_depth, channel[j], at_b, offset[j]);
     }

@@ -126,13 +126,17 @@ inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem) {
     const int64_t parts = std::max<int64_t>(ceil_div(deepest, std::max<int64_t>(steps, 1)), 1);
     const double finish = parts > 1 ? kFinishPartialCycles<Tile> : kFinishCycles<Tile>;
     int64_t pairs = 0;
+    for (int i = 0; i < problem.class_count; ++i) {
+      pairs += pairs_m<Tile>(p.rows) * pairs_n<Tile>(p.rows, problem.classes[i].cols) * p.groups * parts;
+    }
+    const double busy = std::min(static_cast<double>(pairs) / static_cast<double>(clusters), 1.0);
+    const double step = Tile::step_cycles(pairs_share_b<Tile>(p.rows), busy);
     double work = 0, longest = 0;
     for (int i = 0; i < problem.class_count; ++i) {
       const int64_t of_class =
-          pairs_m<Tile>(p.rows) * pairs_n<Tile>(p.rows, problem.classes[i].cols) * p.groups * parts;
-      const double cycles = std::min<double>(steps, problem.classes[i].steps) * Tile::kStepCycles + finish;
-      pairs += of_class;
-      work += static_cast<double>(of_class) * cycles;
+          pairs_m<Tile>(p.rows) * pairs_n<Tile>(p.rows, problem.classes[i].cols) * p.groups;
+      const double cycles = std::min<double>(steps, problem.classes[i].steps) * step + finish;
+      work += static_cast<double>(of_class * parts) * cycles;
       longest = std::max(longest, cycles);
     }
     // Equal tiles end in rounds; of unequal ones, the longest first, the blocks end within a short one.
@@ -167,7 +171,7 @@ inline WgmmaChoice choose_positions(const ConvGemm& p, int64_t cols, int64_t ste
       const int64_t each = ceil_div(all, wanted), runs = ceil_div(all, each);
       // A run begins and ends within a tile, mostly.
       const double ends = static_cast<double>(each) / static_cast<double>(steps) + (runs > pairs ? 1 : 0);
-      const double cycles = static_cast<double>(each) * Tile::kStepCycles +
+      const double cycles = static_cast<double>(each) * Tile::step_cycles(pairs_share_b<Tile>(p.rows), 1) +
                             std::max(ends, 1.0) * kFinishPartialCycles<Tile> +
                             wgmma_sum_cycles<Tile>(static_cast<double>(std::max(runs, pairs)), kClusters);
       if (cycles < choice.cycles) choice = {kind, runs, each, cycles};

@@ -58,21 +58,30 @@ struct WgmmaTile {
   static_assert(kStages >= 4, "three steps of loads under way: 1,500 cycles and more");
   static_assert(kGroupN / 2 * (kAddsChunks ? 2 : 1) <= 192, "accumulators of a thread");
 
-  // Cycles of a step: the tensor cores take kM * kN * 64 halves / 2,048 a cycle; shared memory, at 128 bytes a
-  // cycle, is written once by the loads and read by every instruction, which fetches its 64 rows of A and its
-  // columns of B. The latter is what bounds all of them but the widest.
+  // Cycles of a step, of a multiprocessor. The tensor cores take kM * kN * 64 halves / 2,048 a cycle. Shared
+  // memory, at 128 bytes a cycle, is written once by the loads and read by every instruction, which fetches its
+  // 64 rows of A and its columns of B. L2 gives some 32 bytes a cycle to each of 132 multiprocessors (6.5
+  // TB/s), of the operand that a cluster shares each half once.
   static constexpr int kMathCycles = kM * kN * 64 / 2048;
   static constexpr int kSharedCycles =
       (kStageBytes + kReaders * (kWarpgroupRows + kGroupN) * kWgmmaStepBytes) / 128;
-  static constexpr int kStepCycles = kMathCycles > kSharedCycles ? kMathCycles : kSharedCycles;
+  // busy: the part of the multiprocessors that share L2.
+  static constexpr double step_cycles(bool shares_b, double busy) {
+    const int l2_bytes = kStageBytes - (shares_b ? kBBytes : kABytes) / kWgmmaCluster;
+    const int of_block = kMathCycles > kSharedCycles ? kMathCycles : kSharedCycles;
+    return l2_bytes / 32 * busy > of_block ? l2_bytes / 32 * busy : of_block;
+  }
 };
 
+// Cycles of mathematics, of shared memory and of L2, with B shared and with A:
 enum class WgmmaTiles {
-  kWide,     // 128 x 256: 1,024 cycles of mathematics a step, and as many of shared memory; one chunk at most
-  kTall,     // 128 x 192: 768 and 832; the widest that has room for two sets of accumulators
-  kSquare,   // 128 x 128: 512 and 640; for problems that do not fill the device with larger ones
-  kFewRows,  // 64 x 256: 512 and 704; for at most 64 rows
-  kTurns,    // 64 x 192: 384 and 512; for at most 64 filters of a weight gradient, whose columns are often 576
+  kWide,     // 128 x 256:  1,024  1,024  1,024  1,280   at most one chunk of k
+  kTall,     // 128 x 192:    768    832    896  1,024   the widest that has room for two sets of accumulators
+  kSquare,   // 128 x 128:    512    640    768    768   for problems that do not fill the device with larger
+             // ones
+  kFewRows,  // 64 x 256:     512    704    768  1,152   for at most 64 rows
+  kTurns,  // 64 x 192:     384    512    640    896   for at most 64 filters of a weight gradient, often of 576
+           // columns
 };
 using WideWgmmaTile = WgmmaTile<128, 256, false>;
 using TallWgmmaTile = WgmmaTile<128, 192, true>;
