@@ -380,3 +380,18 @@ def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
     (grad_alone,) = torch.autograd.grad(out_alone, alone["input"], lay_out(cotangent[1:2].clone(), layout))
     assert torch.equal(out_alone, out[1:2])
     assert torch.equal(grad_alone, grad[1:2])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "filters"),
+    [(torch.float32, (17, 528, 32, 32), 16), (torch.bfloat16, (13, 1040, 32, 32), 64)],
+    ids=["float32", "bfloat16"],
+)
+def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype, shape, filters, layout, backend):
+    generator = torch.Generator().manual_seed(0)
+    x = lay_out(torch.randn(shape, generator=generator).to(dtype), layout).to(backend.device)
+    w = torch.randn(filters, shape[1], 1, 1, generator=generator).to(dtype).to(backend.device)
+    whole = fastnn.functional.conv2d(x, w)
+    alone = fastnn.functional.conv2d(lay_out(x[3:4].clone(), layout), w)
+    assert torch.equal(alone, whole[3:4])
