@@ -132,6 +132,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
+def no_tf32() -> Iterator[None]:
+    """float32 products are of float32 operands, in torch's kernels and in ours, where a test does not say otherwise."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread for each test, so that pytest-xdist's workers do not crowd each other and a test cannot leave its
     number behind. The checks of repeatability compare it with two threads, bit for bit."""

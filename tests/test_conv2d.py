@@ -319,8 +319,54 @@ def test_many_channels(case, dtype, layout, backend):
     check_repeatable(case, dtype, layout, backend.device, [], threads=backend.name == "cpu")
 
 
+# Products on tensor cores (csrc/cuda/conv_mma_plan.cuh): each loader and tile, their edges in rows, columns and k, k cut
+# in chunks that one block adds or several do.
+TENSOR_CORES = [
+    Conv2dCase(id="tensor_cores_" + name, shape=shape, filters=filters, kernel=kernel, small=True, **options)
+    for name, shape, filters, kernel, options in (
+        ("whole_tiles", (2, 64, 8, 16), 64, (3, 3), {"padding": 1}),
+        ("every_edge", (3, 40, 9, 7), 72, (3, 3), {"padding": 1}),
+        ("large_tile", (9, 16, 31, 31), 72, (1, 1), {}),
+        ("large_tile_edges", (8, 24, 33, 34), 120, (2, 1), {"bias": False}),
+        ("chunks", (2, 136, 6, 5), 24, (3, 3), {"padding": 1}),
+        ("chunks_of_one_tap", (1, 1100, 4, 4), 16, (1, 1), {}),
+        ("few_leads", (2, 5, 13, 12), 16, (5, 5), {"padding": 2}),
+        ("few_leads_chunks", (1, 19, 11, 9), 12, (11, 7), {"padding": 3}),
+        ("leads_not_a_vector", (2, 30, 8, 8), 30, (3, 3), {"padding": 1}),
+        ("stride_2", (2, 32, 9, 9), 48, (3, 3), {"stride": 2, "padding": 1}),
+        ("stride_3_dilated", (1, 24, 14, 13), 32, (3, 3), {"stride": 3, "dilation": 2, "padding": 2}),
+        ("groups", (2, 96, 7, 7), 64, (3, 3), {"groups": 2, "padding": 1}),
+        ("groups_few_leads", (2, 24, 7, 7), 48, (3, 3), {"groups": 3, "padding": 1}),
+        ("few_rows", (2, 64, 7, 7), 9, (1, 1), {}),
+        ("one_image", (1, 128, 7, 7), 80, (3, 3), {"padding": 1}),
+        ("positions_not_a_vector", (2, 32, 5, 5), 32, (1, 1), {}),
+    )
+]
+
+
 @grid(
-    [c for c in MANY_CHANNELS if c.shape[0] > 1],
+    TENSOR_CORES,
+    dtypes=[torch.float16, torch.bfloat16],
+    layouts=["contiguous", "channels_last", "transposed", "sliced", "expanded"],
+)
+def test_tensor_cores(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@pytest.mark.parametrize("strides", ["sliced", "transposed"])
+@pytest.mark.parametrize("case", [c for c in TENSOR_CORES if "large" not in c.id], ids=str)
+def test_tensor_cores_with_any_strides(case, strides, backend):
+    check_values_and_gradients(case, torch.bfloat16, strides, backend.device)
+
+
+@grid(TENSOR_CORES, dtypes=[torch.float32], layouts=["contiguous", "channels_last", "sliced"])
+def test_tf32_where_it_is_allowed(case, dtype, layout, backend):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True), bounds.tf32_products():
+        check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@grid(
+    [c for c in [*MANY_CHANNELS, *TENSOR_CORES] if c.shape[0] > 1],
     dtypes=[torch.float32, torch.bfloat16],
     layouts=["contiguous", "channels_last"],
 )
@@ -334,3 +380,18 @@ def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
     (grad_alone,) = torch.autograd.grad(out_alone, alone["input"], lay_out(cotangent[1:2].clone(), layout))
     assert torch.equal(out_alone, out[1:2])
     assert torch.equal(grad_alone, grad[1:2])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "filters"),
+    [(torch.float32, (17, 528, 32, 32), 16), (torch.bfloat16, (13, 1040, 32, 32), 64)],
+    ids=["float32", "bfloat16"],
+)
+def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype, shape, filters, layout, backend):
+    generator = torch.Generator().manual_seed(0)
+    x = lay_out(torch.randn(shape, generator=generator).to(dtype), layout).to(backend.device)
+    w = torch.randn(filters, shape[1], 1, 1, generator=generator).to(dtype).to(backend.device)
+    whole = fastnn.functional.conv2d(x, w)
+    alone = fastnn.functional.conv2d(lay_out(x[3:4].clone(), layout), w)
+    assert torch.equal(alone, whole[3:4])

@@ -45,6 +45,12 @@ enum class TileChoice { kLarge, kMedium, kFewRows };
 // A split shorter than this costs more to write, read and add than it saves.
 constexpr int64_t kMinSplitDepth = 256;
 
+// Forward and the data gradient sum k in chunks of this, of their own each, and then add the chunks' sums in
+// order, whether one block has all of them or each its own. So the bits of a sample do not depend on the batch
+// that it is in, which decides whether k has to be split. What that costs where it is not split: one more
+// addition and two accesses to shared memory for each 512 multiply-adds.
+constexpr int64_t kChunkDepth = 512;
+
 // Strides in elements. Arrays of four: lead digit, depth, height, width.
 struct ConvGemm {
   int64_t groups, rows;
@@ -56,6 +62,7 @@ struct ConvGemm {
   int64_t out_group, out_row, out_col[4];
   bool a_rows_first, b_cols_first, out_rows_first;  // which index consecutive threads run along
   bool wide;                                        // coordinates need 64 bits
+  bool sums_batch;                                  // k runs over the batch: the weight gradient
   int64_t filter_leads;  // of tensor-core products: leads that A has, zeros at the end included
   // Residue classes of the data gradient: in a dimension with taps[].stride > 1, cols.spatial and depth.spatial
   // are the largest class's, origin is unused, and col and depth count single positions and taps of one class.
@@ -68,19 +75,28 @@ struct GemmPlan {
   TileChoice tile;
   int64_t tiles_m, tiles_n;
   int64_t splits, split_depth;
+  int64_t chunk_depth;  // of the chunks that a block adds in shared memory; 0 where it has one alone
   int64_t blocks;
+
+  int64_t block_elements() const {
+    return tile == TileChoice::kLarge    ? LargeTile::kBlockM * LargeTile::kBlockN
+           : tile == TileChoice::kMedium ? MediumTile::kBlockM * MediumTile::kBlockN
+                                         : FewRowsTile::kBlockM * FewRowsTile::kBlockN;
+  }
 };
 
 // The tile and the split for a problem: a function of its shape and of nothing else.
 //   FewRows  at most 16 rows a group: grouped convolutions and first layers with few filters
 //   Large    when its tiles alone give every multiprocessor one, and float32 sums
 //   Medium   otherwise
-// Then, where the tiles are fewer than the multiprocessors, k is split until there are about kSplitGrid blocks.
+// Then, where the tiles are fewer than the multiprocessors, k is split: by chunks, or in the weight gradient
+// until there are about kSplitGrid blocks.
 inline GemmPlan choose_plan(const ConvGemm& p, bool float64) {
   const int64_t cols = p.cols.size(), depth = p.depth.size();
   const int64_t classes = p.classes[0] * p.classes[1] * p.classes[2];
   const auto tiled = [&](TileChoice tile, int block_m, int block_n) {
-    GemmPlan plan{tile, ceil_div(p.rows, block_m), ceil_div(cols, block_n), 1, std::max<int64_t>(depth, 1), 0};
+    GemmPlan plan{tile, ceil_div(p.rows, block_m), ceil_div(cols, block_n), 1, std::max<int64_t>(depth, 1), 0,
+                  0};
     plan.blocks = plan.tiles_m * plan.tiles_n * p.groups * classes;
     return plan;
   };
@@ -94,15 +110,23 @@ inline GemmPlan choose_plan(const ConvGemm& p, bool float64) {
     if (large.blocks >= kFullGrid) plan = large;
   }
   // Classes are many blocks already, and their depths differ.
-  if (plan.blocks > 0 && plan.blocks < kFullGrid && classes == 1) {
+  const bool splits = plan.blocks > 0 && plan.blocks < kFullGrid && classes == 1;
+  if (!p.sums_batch) {
+    if (depth > kChunkDepth && splits) {
+      plan.split_depth = kChunkDepth;
+      plan.splits = ceil_div(depth, kChunkDepth);
+    } else if (depth > kChunkDepth) {
+      plan.chunk_depth = kChunkDepth;
+    }
+  } else if (splits) {
     const int64_t wanted = std::min(ceil_div(kSplitGrid, plan.blocks), depth / kMinSplitDepth);
     if (wanted > 1) {
       constexpr int64_t kRound = MediumTile::kBlockK;  // a multiple of every tile's kBlockK
       plan.split_depth = ceil_div(ceil_div(depth, wanted), kRound) * kRound;
       plan.splits = ceil_div(depth, plan.split_depth);
-      plan.blocks *= plan.splits;
     }
   }
+  plan.blocks *= plan.splits;
   return plan;
 }
 
@@ -231,6 +255,7 @@ inline ConvGemm grad_weight_problem(const ConvGradWeightParams& params) {
   p.b_group = p.cols.lead * x[1];
   p.b_col_lead = x[1];
   p.b_depth_lead = x[0];
+  p.sums_batch = true;
   p.out_group = p.rows * grad_w[0];
   p.out_row = grad_w[0];
   p.a_depth[0] = grad_y[0];

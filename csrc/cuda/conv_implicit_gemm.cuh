@@ -29,12 +29,13 @@
 //
 // Which tile: see choose_plan().
 //
-// Error: each out is one chain of multiply-adds in acc_t, in the order of k; where tiles are fewer than
-// multiprocessors it is cut into `splits` chains of at most split_depth, which are then added in order. So
-//   |error| <= (split_depth + splits) * eps(acc_t) * sum over k |A| |B|, then one rounding to scalar_t.
-// The split depends on the shape alone, the order of k on shape and strides: the same bits on every device and
-// run. A tap that falls on padding multiplies its weight by 0: finite weights give exact zeros, NaN and Inf
-// give NaN.
+// Error: forward and the data gradient sum chunks of kChunkDepth in chains of multiply-adds in acc_t, in the
+// order of k, and add the chunks' sums in order; the weight gradient cuts k into `splits` chains of at most
+// split_depth where tiles are fewer than multiprocessors, which are added likewise. With n chains of length d
+//   |error| <= (d + n) * eps(acc_t) * sum over k |A| |B|, then one rounding to scalar_t.
+// Chains depend on the shape alone, the order of k on shape and strides: the same bits on every device and run,
+// and but for the weight gradient for a sample in any batch. A tap that falls on padding multiplies its weight
+// by 0: finite weights give exact zeros, NaN and Inf give NaN.
 #pragma once
 
 #include <type_traits>
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
   FASTNN_SHARED(int64_t, row_offsets, kBlockM);      // into A
   FASTNN_SHARED(int64_t, out_col_offsets, kBlockN);  // into out
   FASTNN_SHARED(ClassView, shared_view, 1);
+  FASTNN_DYNAMIC_SHARED(acc_t, totals);  // of the chunks before this one, a line of threads for each element
   acc_t* const tiles = reinterpret_cast<acc_t*>(shared_tiles);
   ClassView& view = shared_view[0];
 
@@ -208,6 +210,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
       }
     };
 
+    const auto total = [&](int i, int j) -> acc_t& { return totals[(i * kThreadN + j) * kThreads + t]; };
+    const int chunk_steps = static_cast<int>(plan.chunk_depth / kBlockK);
+    int in_chunk = 0;
+    bool first_chunk = true;
+
     fetch(0, 0);
     store(0);
     __syncthreads();
@@ -232,7 +239,26 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
         store(slot ^ 1);
         tabulate(slot);  // of step + 2; this slot's table was last read while `step` was fetched
       }
+      if (more && ++in_chunk == chunk_steps) {
+#pragma unroll
+        for (int i = 0; i < kThreadM; ++i) {
+#pragma unroll
+          for (int j = 0; j < kThreadN; ++j) {
+            total(i, j) = first_chunk ? acc[i][j] : total(i, j) + acc[i][j];
+            acc[i][j] = 0;
+          }
+        }
+        in_chunk = 0;
+        first_chunk = false;
+      }
       __syncthreads();
+    }
+    if (!first_chunk) {
+#pragma unroll
+      for (int i = 0; i < kThreadM; ++i) {
+#pragma unroll
+        for (int j = 0; j < kThreadN; ++j) acc[i][j] += total(i, j);
+      }
     }
   }
 
@@ -243,13 +269,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
     if (row >= rows_here || col >= cols_here) return;
     const int64_t r = row0 + row;
     if (partial != nullptr) {
-      partial[((split * p.groups + group) * p.rows + r) * cols + col0 + col] = value;
+      partial[partial_offset(p, split, group, r, col0 + col, cols)] = value;
     } else {
       if (bias != nullptr) value += to_acc(bias[group * p.rows + r]);
       out[r * p.out_row + out_col_offsets[col]] = from_acc<scalar_t>(value);
     }
   };
-  if (p.out_rows_first && partial == nullptr) {
+  if (p.out_rows_first) {
 #pragma unroll
     for (int j = 0; j < kThreadN; ++j) {
 #pragma unroll
@@ -294,7 +320,8 @@ Status launch_gemm(const ConvGemm& p, const void* a, const void* b, const void* 
   if (!status.ok()) return status;
   acc_t* const partial = plan.splits > 1 ? static_cast<acc_t*>(workspace) : nullptr;
   const auto run = [&](auto kernel, int threads) {
-    return launch(kName, kernel, grid, dim3(threads), 0, stream, p, plan, static_cast<const scalar_t*>(a),
+    const size_t totals = plan.chunk_depth > 0 ? plan.block_elements() * sizeof(acc_t) : 0;
+    return launch(kName, kernel, grid, dim3(threads), totals, stream, p, plan, static_cast<const scalar_t*>(a),
                   static_cast<const scalar_t*>(b), static_cast<const scalar_t*>(bias),
                   static_cast<scalar_t*>(out), partial);
   };

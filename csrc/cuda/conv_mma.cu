@@ -39,7 +39,7 @@ Status dispatch_mma(DType dtype, F&& f) {
     case DType::kFloat64:
       break;
   }
-  return Status::error("no tensor cores for this dtype", "conv_mma_kernel");
+  return Status::error("no tensor cores for this dtype", "conv_mma");
 }
 
 template <typename Params>

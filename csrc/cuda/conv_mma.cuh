@@ -23,6 +23,7 @@
 #include "conv_mma_loaders.cuh"
 #include "conv_mma_plan.cuh"
 #include "conv_mma_tiles.cuh"
+#include "conv_sum_splits.cuh"
 #include "conv_tile_place.cuh"
 #include "dispatch.cuh"
 #include "platform.cuh"
@@ -171,11 +172,11 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
   }
 }
 
-// What a split leaves: partial[split][group][row][col].
+// What a split leaves (conv_sum_splits.cuh). Eight lanes write 32 bytes next to each other, along rows or
+// columns.
 template <typename Tile>
 __device__ __forceinline__ void write_partial(const ConvGemm& p, const TilePlace& place, float* partial,
                                               const MmaSums<Tile>& sums, const MmaThread<Tile>& thread) {
-  float* const rows = partial + (place.split * p.groups + place.group) * p.rows * place.cols;
 #pragma unroll
   for (int i = 0; i < Tile::kFragmentsM; ++i) {
 #pragma unroll
@@ -184,7 +185,8 @@ __device__ __forceinline__ void write_partial(const ConvGemm& p, const TilePlace
       for (int e = 0; e < 4; ++e) {
         const int row = thread.row(i, e), col = thread.col(j, e);
         if (row < place.rows_here && col < place.cols_here) {
-          rows[(place.row0 + row) * place.cols + place.col0 + col] = sums[i][j][e];
+          partial[partial_offset(p, place.split, place.group, place.row0 + row, place.col0 + col, place.cols)] =
+              sums[i][j][e];
         }
       }
     }
@@ -266,11 +268,11 @@ template <typename Tile, typename Loader>
 Status launch_mma_tile(const MmaConv& c, const void* a, const void* b, const void* bias, void* out,
                        float* partial, Stream stream) {
   using scalar_t = typename Loader::scalar_t;
-  constexpr const char* kName = "conv_mma_kernel";
+  const char* const name = Loader::kNames[c.plan.large];
   dim3 grid;
-  const Status status = grid_of(c.plan.blocks, kName, grid);
+  const Status status = grid_of(c.plan.blocks, name, grid);
   if (!status.ok()) return status;
-  return launch(kName, conv_mma_kernel<Tile, Loader>, grid, dim3(Tile::kThreads),
+  return launch(name, conv_mma_kernel<Tile, Loader>, grid, dim3(Tile::kThreads),
                 MmaShared<scalar_t, Tile, Loader>::kBytes, stream, c.problem, c.plan,
                 static_cast<const scalar_t*>(a), static_cast<const scalar_t*>(b),
                 static_cast<const scalar_t*>(bias), static_cast<scalar_t*>(out), partial);
@@ -296,7 +298,7 @@ Status launch_mma_loader(const MmaConv& c, const void* a, const void* b, const v
     case MmaLoader::kPositionElements:
       return run(TypeTag<PositionElementsLoader<scalar_t, Tile>>{});
   }
-  return Status::error("unknown loader", "conv_mma_kernel");
+  return Status::error("unknown loader", "conv_mma");
 }
 
 }  // namespace

@@ -180,6 +180,9 @@ struct ChannelsLoader {
       std::conditional_t<kFiltersAlongRows, FilterColumns<scalar_t, Tile>, FilterRows<scalar_t, Tile>>;
   using OperandA = typename Filters::Operand;
   using OperandB = OperandTile<scalar_t, true, Tile::kN>;
+  static constexpr const char* kNames[] = {
+      kFiltersAlongRows ? "conv_mma_channels_filter_rows_small" : "conv_mma_channels_small",
+      kFiltersAlongRows ? "conv_mma_channels_filter_rows_large" : "conv_mma_channels_large"};
   static constexpr int kTableBytes = 0;
   static constexpr int kColsAtOnce = Tile::kThreads / kChunksInStep;
   static constexpr int kCopies = Tile::kN / kColsAtOnce;
@@ -283,6 +286,7 @@ struct PlanesLoader {
   using Units = ColumnUnits<scalar_t, Tile>;
   using OperandA = typename FilterRows<scalar_t, Tile>::Operand;
   using OperandB = typename Units::Operand;
+  static constexpr const char* kNames[] = {"conv_mma_planes_small", "conv_mma_planes_large"};
   static constexpr int kTableBytes = 0;
 
   const ConvGemm& p;
@@ -332,6 +336,7 @@ struct ElementsLoader {
   using OperandB = typename Units::Operand;
   // Of two steps: while one is fetched the next one's is written.
   static constexpr int kDepth = kStepDepth<scalar_t>;
+  static constexpr const char* kNames[] = {"conv_mma_elements_small", "conv_mma_elements_large"};
   static constexpr int kTableBytes = 2 * kDepth * static_cast<int>(sizeof(DepthEntry<int>));
 
   const ConvGemm& p;
@@ -400,6 +405,8 @@ struct PositionVectorsLoader {
   using OperandA = OperandTile<scalar_t, false, Tile::kM>;
   using OperandB = OperandTile<scalar_t, false, Tile::kN>;
   static_assert(Tile::kM == Tile::kN, "a thread's lines are those of both operands");
+  static constexpr const char* kNames[] = {"conv_mma_position_vectors_small",
+                                           "conv_mma_position_vectors_large"};
   static constexpr int kTableBytes = 0;
   static constexpr int kDepth = kStepDepth<scalar_t>;
   static constexpr int kLinesAtOnce = Tile::kThreads / OperandA::kLineChunks;
@@ -467,6 +474,8 @@ struct PositionElementsLoader {
   static constexpr int kUnits = kDepth / kInUnit;  // of a row
   static constexpr int kRowsAtOnce = Tile::kThreads / kUnits;
   static constexpr int kRows = Tile::kM / kRowsAtOnce, kCols = Tile::kN / kRowsAtOnce;
+  static constexpr const char* kNames[] = {"conv_mma_position_elements_small",
+                                           "conv_mma_position_elements_large"};
   static constexpr int kTableBytes = Tile::kN * static_cast<int>(sizeof(ColEntry<int>));
 
   const ConvGemm& p;

@@ -82,7 +82,7 @@ inline bool large_tile_is_faster(int64_t large_blocks, int64_t small_blocks) {
   return ceil_div(large_blocks, kFullGrid) * 3 <= ceil_div(small_blocks, kFullGrid);
 }
 
-inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, bool shares_k_freely) {
+inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
   MmaPlan plan{};
   const int64_t cols = p.cols.size();
   const int64_t classes = p.classes[0] * p.classes[1] * p.classes[2];
@@ -104,7 +104,7 @@ inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, bool shares_k_f
   const int64_t wave = kFullGrid * (plan.large ? LargeMmaTile::kMinBlocks : SmallMmaTile::kMinBlocks);
   if (classes == 1 && chunks > 1 && plan.blocks > 0 && plan.blocks * 2 <= wave) {
     // Where the bits must not depend on how k is shared, a chunk is a block's whole part or none is.
-    const int64_t wanted = shares_k_freely ? std::min(chunks, wave / plan.blocks) : chunks;
+    const int64_t wanted = p.sums_batch ? std::min(chunks, wave / plan.blocks) : chunks;
     const int64_t chunks_each = ceil_div(chunks, wanted);
     plan.split_steps = chunks_each * kChunkSteps;
     plan.splits = ceil_div(chunks, chunks_each);
@@ -174,7 +174,7 @@ MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const vo
   const int64_t taps = p.depth.spatial[0] * p.depth.spatial[1] * p.depth.spatial[2];
   const int64_t steps =
       flat ? ceil_div(leads * taps, kStepDepth<scalar_t>) : taps * ceil_div(leads, kStepDepth<scalar_t>);
-  c.plan = choose_mma_plan(p, steps, false);
+  c.plan = choose_mma_plan(p, steps);
   c.plan.out_vectors = out_is_vectors(p, out, kVec);
   c.problem = p;
   return c;
@@ -193,6 +193,11 @@ inline FilterPack filters_of(const ConvGeometry& g, const ConvStrides& w, bool r
     f.taps[d] = g.kernel[d];
     f.tap_strides[d] = w[2 + d];
   }
+  const auto tap = std::find_if(f.taps, f.taps + kSpatialDims, [](int64_t n) { return n > 1; });
+  const int64_t line_stride = tap == f.taps + kSpatialDims
+                                  ? f.row_stride
+                                  : *std::min_element(f.tap_strides, f.tap_strides + kSpatialDims);
+  f.reads_leads = magnitude(f.lead_stride) < magnitude(line_stride);
   return f;
 }
 
@@ -228,7 +233,7 @@ MmaConv mma_conv(const ConvGradWeightParams& params) {
                    p.a_depth[2], p.a_depth[3], p.b_spatial[0], p.b_spatial[1], p.b_spatial[2]},
                   kVec);
   c.loader = vectors ? MmaLoader::kPositionVectors : MmaLoader::kPositionElements;
-  c.plan = choose_mma_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>), true);
+  c.plan = choose_mma_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>));
   c.plan.out_vectors = out_is_vectors(p, params.grad_w, kVec);
   c.problem = p;
   return c;

@@ -14,6 +14,14 @@ namespace {
 
 constexpr int kSumSplitsThreads = 256;
 
+// Where a split leaves its sum of (row, col): partial[split][group][row][col], or [..][col][row], as out has
+// them.
+FASTNN_HOST_DEVICE int64_t partial_offset(const ConvGemm& p, int64_t split, int64_t group, int64_t row,
+                                          int64_t col, int64_t cols) {
+  const int64_t product = (split * p.groups + group) * p.rows * cols;
+  return product + (p.out_rows_first ? col * p.rows + row : row * cols + col);
+}
+
 // out = bias + partial[0] + partial[1] + ..., in that order. A thread owns one element of out.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSumSplitsThreads)
@@ -26,12 +34,14 @@ __global__ void __launch_bounds__(kSumSplitsThreads)
   acc_t sum = partial[index];
 #pragma unroll 4
   for (int64_t s = 1; s < splits; ++s) sum += partial[s * count + index];
-  const int64_t filter = quotient(index, cols);  // over all groups
-  const int64_t group = quotient(filter, p.rows);
-  const auto col = digits_of<int64_t>(index - filter * cols, p.cols);
-  if (bias != nullptr) sum += to_acc(bias[filter]);
-  out[group * p.out_group + (filter - group * p.rows) * p.out_row + col.lead * p.out_col[0] +
-      col.d * p.out_col[1] + col.h * p.out_col[2] + col.w * p.out_col[3]] = from_acc<scalar_t>(sum);
+  const int64_t group = quotient(index, p.rows * cols), in_group = index - group * p.rows * cols;
+  const int64_t line = quotient(in_group, p.out_rows_first ? p.rows : cols);
+  const int64_t place = in_group - line * (p.out_rows_first ? p.rows : cols);
+  const int64_t row = p.out_rows_first ? place : line;
+  const auto col = digits_of<int64_t>(p.out_rows_first ? line : place, p.cols);
+  if (bias != nullptr) sum += to_acc(bias[group * p.rows + row]);
+  out[group * p.out_group + row * p.out_row + col.lead * p.out_col[0] + col.d * p.out_col[1] +
+      col.h * p.out_col[2] + col.w * p.out_col[3]] = from_acc<scalar_t>(sum);
 }
 
 template <typename scalar_t>

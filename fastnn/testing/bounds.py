@@ -17,6 +17,10 @@ that type:
 Where a tensor repeats one row (stride 0), a sum has the same term again and again, whose rounding errors are the same
 again and again: they are not independent, and the classical bound alone holds. :func:`repeated_terms` chooses it.
 
+The tensor cores of a GPU cut digits off where a sum is rounded to nearest elsewhere, some 16 terms at a time and never
+more than 64 times in a row: that stays within these bounds. Under :func:`tf32_products` each product of a float32
+convolution has errors of its factors too.
+
 float64 is judged by an oracle in float64, which errs by as much as the kernel: its u is doubled. The bounds are
 first-order, with the products of two errors kept where half types make them matter.
 """
@@ -74,6 +78,20 @@ def repeated_terms() -> Iterator[None]:
 def growth(n: int) -> float:
     """Error of an n-term sum in units of u times the sum of the terms' absolute values."""
     return min(float(n), 2.0 * n**0.5) if _independent.get() else float(n)
+
+
+_tf32 = ContextVar("tf32", default=False)
+TF32_PRODUCT = 2 * 2.0**-11 + 2.0**-22  # of two factors rounded to 11 bits
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Within the context, products of float32 convolutions may be of operands rounded to tf32."""
+    token = _tf32.set(True)
+    try:
+        yield
+    finally:
+        _tf32.reset(token)
 
 
 @dataclass
@@ -222,9 +240,11 @@ def _expected_conv2d(case: Conv2dCase, inputs, cotangents, originals) -> Expecte
         "bias": positions,
     }
 
+    product = TF32_PRODUCT if _tf32.get() and originals["input"].dtype == torch.float32 else 0.0
+
     def bounded(name: str, v: Tensor, m: Tensor) -> Bounded:
         # One more rounding than terms: partial sums may be kept apart and added at the end.
-        error = (growth(terms[name]) + 1) * arithmetic.accumulate * m
+        error = ((growth(terms[name]) + 1) * arithmetic.accumulate + product) * m
         return Bounded(v, error, arithmetic.accumulate).stored(arithmetic)
 
     return Expected(
