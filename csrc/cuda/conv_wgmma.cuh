@@ -231,10 +231,40 @@ __global__ void __maxnreg__(kWgmmaRegisters)
   cluster_sync();  // the other block's loads and arrivals come here until its end
 }
 
+// For errors and profiles.
+template <typename Tile, WgmmaReduction kReduction>
+constexpr const char* kWgmmaName = nullptr;
+template <>
+constexpr const char* kWgmmaName<WideWgmmaTile, WgmmaReduction::kTaps> = "conv_wgmma_taps_wide";
+template <>
+constexpr const char* kWgmmaName<TallWgmmaTile, WgmmaReduction::kTaps> = "conv_wgmma_taps_tall";
+template <>
+constexpr const char* kWgmmaName<SquareWgmmaTile, WgmmaReduction::kTaps> = "conv_wgmma_taps_square";
+template <>
+constexpr const char* kWgmmaName<FewRowsWgmmaTile, WgmmaReduction::kTaps> = "conv_wgmma_taps_few_rows";
+template <>
+constexpr const char* kWgmmaName<WideWgmmaTile, WgmmaReduction::kTapsAcrossRows> =
+    "conv_wgmma_taps_across_wide";
+template <>
+constexpr const char* kWgmmaName<TallWgmmaTile, WgmmaReduction::kTapsAcrossRows> =
+    "conv_wgmma_taps_across_tall";
+template <>
+constexpr const char* kWgmmaName<SquareWgmmaTile, WgmmaReduction::kTapsAcrossRows> =
+    "conv_wgmma_taps_across_square";
+template <>
+constexpr const char* kWgmmaName<FewRowsWgmmaTile, WgmmaReduction::kTapsAcrossRows> =
+    "conv_wgmma_taps_across_few_rows";
+template <>
+constexpr const char* kWgmmaName<TallWgmmaTile, WgmmaReduction::kPositions> = "conv_wgmma_positions_tall";
+template <>
+constexpr const char* kWgmmaName<SquareWgmmaTile, WgmmaReduction::kPositions> = "conv_wgmma_positions_square";
+template <>
+constexpr const char* kWgmmaName<TurnsWgmmaTile, WgmmaReduction::kPositions> = "conv_wgmma_positions_turns";
+
 template <typename scalar_t, typename Tile, WgmmaReduction kReduction>
 Status launch_wgmma_tile(const WgmmaConv& c, const void* a, const void* b, const void* bias, void* out,
                          float* partial, Stream stream) {
-  constexpr const char* kName = "conv_wgmma_kernel";
+  constexpr const char* kName = kWgmmaName<Tile, kReduction>;
   WgmmaMaps maps{};
   const Status status = encode_maps<scalar_t, Tile, kReduction>(maps, c, a, b);
   if (!status.ok()) return status;

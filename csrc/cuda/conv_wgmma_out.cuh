@@ -148,16 +148,19 @@ struct PartialColumns {
   }
 };
 
-// What a part of k leaves, partial[slot][group][row][col]. kPairs: rows have an even number of columns, so that
-// neighbours lie in an aligned word. columns_of(i): of the warpgroup's columns 64 i and on.
+// What a part of k leaves, partial[slot][group][row][col] or [slot][group][col][row] (conv_sum_splits.cuh).
+// kPairs: the former, of rows with an even number of columns, so that neighbours lie in an aligned word.
+// columns_of(i): of the warpgroup's columns 64 i and on.
 template <int kGroupN, bool kPairs, typename ColumnsOf>
 __device__ __forceinline__ void write_wgmma_partial(const WgmmaProblem& p, const WgmmaPlace& place, int slot,
                                                     int row0, const float (&sums)[kGroupN / 2],
                                                     const WgmmaThread& t, float* partial,
                                                     ColumnsOf&& columns_of) {
   const int64_t cols = p.classes[0].cols;
+  const int64_t row_stride = !kPairs && p.partial_rows_first ? 1 : cols;
+  const int64_t col_stride = !kPairs && p.partial_rows_first ? p.rows : 1;
   const int first_row = row0 + t.row0;
-  partial += ((int64_t{slot} * p.groups + place.group) * p.rows + first_row) * cols + t.col0;
+  partial += (int64_t{slot} * p.groups + place.group) * p.rows * cols + first_row * row_stride;
 #pragma unroll
   for (int panel = 0; panel < kGroupN / kPanelElements; ++panel) {
     const PartialColumns columns = columns_of(panel);
@@ -165,15 +168,15 @@ __device__ __forceinline__ void write_wgmma_partial(const WgmmaProblem& p, const
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (first_row + 8 * half >= p.rows) break;
-      float* const to = partial + 8 * half * cols + columns.begin;
+      float* const to = partial + 8 * half * row_stride + (columns.begin + t.col0) * col_stride;
 #pragma unroll
       for (int j = 0; j < kPanelElements; j += 8) {
         const int i = (panel * kPanelElements + j) / 2 + 2 * half;
         if constexpr (kPairs) {
           if (j < left) store_vec(to + j, Vec<float, 2>{{sums[i], sums[i + 1]}}, true);
         } else {
-          if (j < left) to[j] = sums[i];
-          if (j + 1 < left) to[j + 1] = sums[i + 1];
+          if (j < left) to[j * col_stride] = sums[i];
+          if (j + 1 < left) to[(j + 1) * col_stride] = sums[i + 1];
         }
       }
     }

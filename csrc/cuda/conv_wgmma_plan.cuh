@@ -75,7 +75,8 @@ inline bool fits_wgmma(const ConvGemm& p) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
   const int64_t taps = p.depth.spatial[0] * p.depth.spatial[1] * p.depth.spatial[2];
   return p.cols.size() > 0 && p.depth.size() > 0 && p.cols.size() <= kMost && p.depth.size() <= kMost &&
-         taps * p.depth.lead <= kMost && p.groups * p.rows <= kMost && mma_takes(p);
+         taps * p.depth.lead <= kMost && p.groups * p.rows <= kMost && p.groups <= kMaxPackGroups && !p.wide &&
+         p.rows >= kMinMmaRows;
 }
 
 // ---- tile and split -------------------------------------------------------------------------------------
@@ -323,6 +324,7 @@ bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters,
   q.has_depth = p.limit[0] != 1 || s[0] != 1 || p.classes[0] != 1 || filters.taps[0] != 1 || p.origin[0] != 0;
   q.out_group = p.out_group;
   std::copy_n(p.out_col, 4, q.out_col);
+  q.partial_rows_first = p.out_rows_first;
   int64_t taps_within = 1;
   for (int d = kSpatialDims - 1; d >= 0; --d) {
     q.col_step[d] = static_cast<int32_t>(p.col_step[d]);

@@ -122,7 +122,7 @@ struct WgmmaProblem {
   int32_t class_count;
   bool has_depth;  // tensors of rank 5, with a depth; of rank 4 otherwise
   bool shares_b;  // the pair is one of rows, with the same columns of B; or of columns, with the same rows of A
-  bool out_is_partial;
+  bool out_is_partial, partial_rows_first;
   uint32_t pairs, pairs_m, groups;
   uint32_t splits;        // kTaps: blocks that share k
   int32_t split_steps;    // of k that a block does: kTaps, of one tile; kPositions, of its run of tiles
