@@ -369,23 +369,6 @@ def test_tf32_where_it_is_allowed(case, dtype, layout, backend):
         check_values_and_gradients(case, dtype, layout, backend.device)
 
 
-@grid(
-    [c for c in [*MANY_CHANNELS, *TENSOR_CORES] if c.shape[0] > 1],
-    dtypes=[torch.float32, torch.bfloat16],
-    layouts=["contiguous", "channels_last"],
-)
-def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
-    inputs = make_inputs(case, dtype, layout, backend.device)
-    (out,) = case.apply(fastnn.functional, inputs)
-    cotangent = lay_out(torch.randn(out.shape, generator=generator_for("cotangent", case.id)).to(out), layout)
-    (grad,) = torch.autograd.grad(out, inputs["input"], cotangent)
-    alone = {**inputs, "input": lay_out(inputs["input"].detach()[1:2].clone(), layout).requires_grad_()}
-    (out_alone,) = case.apply(fastnn.functional, alone)
-    (grad_alone,) = torch.autograd.grad(out_alone, alone["input"], lay_out(cotangent[1:2].clone(), layout))
-    assert torch.equal(out_alone, out[1:2])
-    assert torch.equal(grad_alone, grad[1:2])
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("dtype", "shape", "filters"),
@@ -471,6 +454,23 @@ def test_hopper_gives_the_same_bits_in_any_order(case, dtype, layout, backend):
     check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=False)
 
 
+@grid(
+    [c for c in [*MANY_CHANNELS, *TENSOR_CORES, *HOPPER_CASES] if c.shape[0] > 1],
+    dtypes=[torch.float32, torch.bfloat16],
+    layouts=["contiguous", "channels_last"],
+)
+def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
+    inputs = make_inputs(case, dtype, layout, backend.device)
+    (out,) = case.apply(fastnn.functional, inputs)
+    cotangent = lay_out(torch.randn(out.shape, generator=generator_for("cotangent", case.id)).to(out), layout)
+    (grad,) = torch.autograd.grad(out, inputs["input"], cotangent)
+    alone = {**inputs, "input": lay_out(inputs["input"].detach()[1:2].clone(), layout).requires_grad_()}
+    (out_alone,) = case.apply(fastnn.functional, alone)
+    (grad_alone,) = torch.autograd.grad(out_alone, alone["input"], lay_out(cotangent[1:2].clone(), layout))
+    assert torch.equal(out_alone, out[1:2])
+    assert torch.equal(grad_alone, grad[1:2])
+
+
 def kernels_of(call):
     """The names of the Hopper kernels that the emulator runs, without what all begin with, and the call's result."""
     with access_profile() as kernels:
@@ -492,6 +492,31 @@ def test_each_hopper_kernel_has_a_case(case, kernels, backend):
         names, _ = kernels_of(lambda n=name: torch.autograd.grad(out, inputs[n], cotangent, retain_graph=True))
         used.append(names)
     assert used == [[kernel] for kernel in kernels]
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_hopper_samples_whose_k_is_split(direction, backend):
+    """They have the bits that they have in a batch so large that k is not split."""
+    generator = torch.Generator().manual_seed(0)
+    filters, channels = (72, 2048) if direction == "forward" else (2048, 72)
+    batch = torch.randn(24, 2048, 4, 3, generator=generator).bfloat16().to(backend.device)
+    w = lay_out(
+        torch.randn(filters, channels, 1, 1, generator=generator).bfloat16().to(backend.device), "channels_last"
+    )
+
+    def run(x):
+        x = lay_out(x, "channels_last")
+        if direction == "forward":
+            return fastnn.functional.conv2d(x, w)
+        size = (x.shape[0], channels, 4, 3)
+        return torch.ops.fastnn.convolution_grad_input(x, w, size, (1, 1), (0, 0, 0, 0), (1, 1), 1, True)
+
+    if backend.name == "emulated":
+        for images, splits in ((1, True), (24, False)):
+            with access_profile() as kernels:
+                run(batch[:images])
+            assert any(k.name == "conv_sum_splits_kernel" for k in kernels) == splits
+    assert torch.equal(run(batch[3:4]), run(batch)[3:4])
 
 
 def test_the_tall_tile_of_hopper_weight_gradients(backend):
