@@ -67,6 +67,7 @@ class Mutation:
 POOL, NORM, CELL, CONV = "test_max_pool2d.py", "test_batch_norm.py", "test_lstm_cell.py", "test_conv2d.py"
 GEMM = "csrc/cuda/conv_implicit_gemm.cuh"
 VALUES = "emulated and test_values_and_gradients and float32"
+HOPPER = "emulated and test_hopper and bfloat16 and not three and not sample"
 
 MUTATIONS = (
     Mutation(
@@ -380,6 +381,86 @@ MUTATIONS = (
         EXTENSION,
         CONV,
         "cpu and same_even",
+    ),
+    Mutation(
+        "hopper_release",
+        "a buffer is handed back while the instructions that read it are in flight",
+        "csrc/cuda/conv_wgmma.cuh",
+        "if (step > first) release(last_stage);",
+        "release(of_step.stage);",
+        EMULATOR,
+        CONV,
+        HOPPER,
+    ),
+    Mutation(
+        "hopper_release_to_one",
+        "a buffer is free when the own block has read it, whatever the other block of the cluster does",
+        "csrc/cuda/conv_wgmma.cuh",
+        "mbarrier_init(empty + i, kWgmmaCluster * Tile::kReaders * kWarpgroupThreads / kWarpSize);",
+        "mbarrier_init(empty + i, Tile::kReaders * kWarpgroupThreads / kWarpSize);",
+        EMULATOR,
+        CONV,
+        HOPPER,
+    ),
+    Mutation(
+        "hopper_substeps",
+        "the last leads of a tap are left out where they do not fill an instruction",
+        "csrc/cuda/conv_wgmma_plan.cuh",
+        "const int64_t substeps = ceil_div(leads, kWgmmaSubstepDepth<scalar_t>);",
+        "const int64_t substeps = leads / kWgmmaSubstepDepth<scalar_t>;",
+        EMULATOR,
+        CONV,
+        HOPPER,
+    ),
+    Mutation(
+        "hopper_taps_of_step",
+        "a step of several taps goes on after the last of them",
+        "csrc/cuda/conv_wgmma_load.cuh",
+        "const bool exists = taps_left > 0;",
+        "const bool exists = true;",
+        EMULATOR,
+        CONV,
+        HOPPER,
+    ),
+    Mutation(
+        "hopper_class_taps",
+        "every residue class begins at the filter's first tap",
+        "csrc/cuda/conv_wgmma_plan.cuh",
+        "filter_tap = filter_tap * filters.taps[d] + first_tap;",
+        "filter_tap = filter_tap * filters.taps[d];",
+        EMULATOR,
+        CONV,
+        HOPPER,
+    ),
+    Mutation(
+        "hopper_chunks",
+        "the sums of chunks before the last are lost",
+        "csrc/cuda/conv_wgmma.cuh",
+        "total[i] += sums[i];",
+        "total[i] = sums[i];",
+        EMULATOR,
+        CONV,
+        HOPPER,
+    ),
+    Mutation(
+        "hopper_runs",
+        "a weight's gradient without the last of the runs that share its positions",
+        "csrc/cuda/conv_wgmma_sum.cuh",
+        "static_cast<int>(last - first_run_of_pair(p, pair) + 1)",
+        "static_cast<int>(last - first_run_of_pair(p, pair))",
+        EMULATOR,
+        CONV,
+        HOPPER,
+    ),
+    Mutation(
+        "hopper_out_barrier",
+        "rows of out are read from shared memory before all warps have written them",
+        "csrc/cuda/conv_wgmma_out.cuh",
+        "store_out_part<scalar_t>(part, sums, first, shift, t); named_barrier_sync(barrier, kWarpgroupThreads);",
+        "store_out_part<scalar_t>(part, sums, first, shift, t);",
+        EMULATOR,
+        CONV,
+        HOPPER,
     ),
 )
 

@@ -67,34 +67,50 @@ struct WgmmaRing {
 
 // sums (+)= the products of the step's first kCount substeps, as a group.
 template <typename scalar_t, typename Tile, WgmmaReduction kReduction, int kCount>
-__device__ __forceinline__ void multiply_substeps(float (&sums)[Tile::kGroupN / 2], uint64_t a, uint64_t b,
-                                                  bool accumulate) {
-  constexpr bool kAlongA = kIsAAlongK<kReduction>, kAlongB = kIsBAlongK<kReduction>;
-  constexpr WgmmaMajor kMajorA = kAlongA ? WgmmaMajor::kK : WgmmaMajor::kMN;
-  constexpr WgmmaMajor kMajorB = kAlongB ? WgmmaMajor::kK : WgmmaMajor::kMN;
-  constexpr uint32_t kAdvanceA = (kAlongA ? kWgmmaStepBytes : kPanelBytes) / kWgmmaSubsteps;
-  constexpr uint32_t kAdvanceB = (kAlongB ? kWgmmaStepBytes : kPanelBytes) / kWgmmaSubsteps;
+__device__ __forceinline__ void multiply_substeps(float (&sums)[Tile::kGroupN / 2], const WgmmaProblem& p,
+                                                  uint64_t a, uint64_t b, bool accumulate) {
+  constexpr WgmmaMajor kMajorA = kIsAAlongK<kReduction> ? WgmmaMajor::kK : WgmmaMajor::kMN;
+  constexpr WgmmaMajor kMajorB = kIsBAlongK<kReduction> ? WgmmaMajor::kK : WgmmaMajor::kMN;
+  // Across k taps' leads are rows one after the other, and a substep is 16 of them.
+  constexpr uint32_t kAcross = kPanelBytes / kWgmmaSubsteps;
   wgmma_fence(sums);
 #pragma unroll
   for (int s = 0; s < kCount; ++s) {
     wgmma_mma_async<WgmmaOperand<scalar_t>, Tile::kGroupN, kMajorA, kMajorB>(
-        sums, wgmma_advance(a, s * kAdvanceA), wgmma_advance(b, s * kAdvanceB), accumulate || s > 0);
+        sums, wgmma_advance(a, kIsAAlongK<kReduction> ? p.substep_a[s] : s * kAcross),
+        wgmma_advance(b, kIsBAlongK<kReduction> ? p.substep_b[s] : s * kAcross), accumulate || s > 0);
   }
   wgmma_commit_group();
+}
+
+// Of a warpgroup's part of an operand: along k the leading offset is not used; across, it goes from one panel
+// to the next.
+template <bool kAlongK>
+__device__ __forceinline__ uint64_t operand_descriptor(const WgmmaProblem& p, const unsigned char* operand,
+                                                       int first) {
+  if constexpr (kAlongK) {
+    const WgmmaSwizzle swizzle = p.box_shift == 0   ? WgmmaSwizzle::k128Bytes
+                                 : p.box_shift == 1 ? WgmmaSwizzle::k64Bytes
+                                                    : WgmmaSwizzle::k32Bytes;
+    return wgmma_descriptor(operand + first * p.box_bytes(), kPanelBytes, 8 * p.box_bytes(), swizzle);
+  } else {
+    return wgmma_descriptor(operand + first * kWgmmaStepBytes, kPanelBytes, 8 * kWgmmaStepBytes,
+                            WgmmaSwizzle::k128Bytes);
+  }
 }
 
 // Substeps that hold nothing but zeros are left out. The branches have to be such that the compiler sees all
 // lanes take the same, and each group whole within one: otherwise it waits for every instruction.
 template <typename scalar_t, typename Tile, WgmmaReduction kReduction>
-__device__ __forceinline__ void multiply_step(float (&sums)[Tile::kGroupN / 2], uint64_t a, uint64_t b,
-                                              int substeps, bool accumulate) {
+__device__ __forceinline__ void multiply_step(float (&sums)[Tile::kGroupN / 2], const WgmmaProblem& p,
+                                              uint64_t a, uint64_t b, int substeps, bool accumulate) {
   if constexpr (kReduction != WgmmaReduction::kPositions) {
     substeps = __shfl_sync(0xffffffff, substeps, 0);
-    if (substeps == 1) return multiply_substeps<scalar_t, Tile, kReduction, 1>(sums, a, b, accumulate);
-    if (substeps == 2) return multiply_substeps<scalar_t, Tile, kReduction, 2>(sums, a, b, accumulate);
-    if (substeps == 3) return multiply_substeps<scalar_t, Tile, kReduction, 3>(sums, a, b, accumulate);
+    if (substeps == 1) return multiply_substeps<scalar_t, Tile, kReduction, 1>(sums, p, a, b, accumulate);
+    if (substeps == 2) return multiply_substeps<scalar_t, Tile, kReduction, 2>(sums, p, a, b, accumulate);
+    if (substeps == 3) return multiply_substeps<scalar_t, Tile, kReduction, 3>(sums, p, a, b, accumulate);
   }
-  multiply_substeps<scalar_t, Tile, kReduction, kWgmmaSubsteps>(sums, a, b, accumulate);
+  multiply_substeps<scalar_t, Tile, kReduction, kWgmmaSubsteps>(sums, p, a, b, accumulate);
 }
 
 template <bool kFirst, typename First, typename Second>
@@ -155,13 +171,16 @@ __global__ void __maxnreg__(kWgmmaRegisters)
     const int group_row = t.warpgroup % Tile::kGroupsM * kWarpgroupRows;
     const int group_col = t.warpgroup / Tile::kGroupsM % Tile::kGroupsN * Tile::kGroupN;
     const int turn = Tile::kTakesTurns ? __shfl_sync(0xffffffff, t.warpgroup, 0) : 0;
-    unsigned char* const part = reinterpret_cast<unsigned char*>(out_parts) + t.warpgroup * kOutPartBytes;
-    int64_t* const offsets = col_offsets + t.warpgroup * Tile::kGroupN;
     const auto release = [&](int stage) {
       if (t.lane < kWgmmaCluster) mbarrier_arrive_remote(empty + stage, t.lane);
     };
 #pragma unroll 1
     while (walk.next(p, place)) {
+      int64_t* const offsets = col_offsets + t.warpgroup * Tile::kGroupN;
+      if (kReduction != WgmmaReduction::kPositions && !p.out_is_partial) {
+        tabulate_columns<Tile::kGroupN>(p, p.classes[place.index], place.tile_n * Tile::kN + group_col, t,
+                                        offsets);
+      }
       float sums[Tile::kGroupN / 2], total[Tile::kSumsChunks ? Tile::kGroupN / 2 : 1];
       auto& result = either<Tile::kSumsChunks>(total, sums);
       // The sum of nothing is 0, the first summand of a sum is itself, -0.0 too.
@@ -170,34 +189,30 @@ __global__ void __maxnreg__(kWgmmaRegisters)
       for (int i = 0; i < Tile::kGroupN / 2; ++i) result[i] = nothing;
 
       WgmmaRing<Tile::kStages> of_step = ring;
-      of_step.advance(turn);
+      if constexpr (Tile::kTakesTurns) of_step.advance(turn);
       int of_tap = place.first % p.steps_of_tap;
 #pragma unroll 1
       for (int step = turn; step < place.steps;) {
         const int left = place.steps - step, chunk = kWgmmaChunkSteps * Tile::kTurn;
         const int end = step + (left < chunk ? left : chunk);
+        const int first = step;
         int last_stage = 0;
-        bool in_flight = false;
 #pragma unroll 1
         for (; step < end; step += Tile::kTurn) {
           const unsigned char* const stage = stages + of_step.stage * Tile::kStageBytes;
-          // Along k the leading offset is not used; across, it goes from one panel to the next.
-          const uint64_t a = wgmma_descriptor(stage + group_row * kWgmmaStepBytes, kPanelBytes,
-                                              8 * kWgmmaStepBytes, WgmmaSwizzle::k128Bytes);
-          const uint64_t b = wgmma_descriptor(stage + Tile::kABytes + group_col * kWgmmaStepBytes, kPanelBytes,
-                                              8 * kWgmmaStepBytes, WgmmaSwizzle::k128Bytes);
+          const uint64_t a = operand_descriptor<kIsAAlongK<kReduction>>(p, stage, group_row);
+          const uint64_t b = operand_descriptor<kIsBAlongK<kReduction>>(p, stage + Tile::kABytes, group_col);
           const bool ends_tap = ++of_tap == p.steps_of_tap;
           if (ends_tap) of_tap = 0;
           mbarrier_wait(full + of_step.stage, of_step.parity);
-          multiply_step<scalar_t, Tile, kReduction>(sums, a, b, ends_tap ? p.last_substeps : kWgmmaSubsteps,
-                                                    in_flight);
+          multiply_step<scalar_t, Tile, kReduction>(sums, p, a, b, ends_tap ? p.last_substeps : kWgmmaSubsteps,
+                                                    step > first);
           wgmma_wait_group<1>();
-          if (in_flight) release(last_stage);
-          in_flight = true;
+          if (step > first) release(last_stage);
           last_stage = of_step.stage;
           of_step.advance(Tile::kTurn);
         }
-        wgmma_wait_group<0>(sums);
+        wgmma_wait_group<0>(sums, place.pair);
         release(last_stage);
         if constexpr (Tile::kSumsChunks) {
 #pragma unroll
@@ -210,20 +225,22 @@ __global__ void __maxnreg__(kWgmmaRegisters)
         ring = of_step;
       }
 
+      if constexpr (kReduction != WgmmaReduction::kPositions) {
+        // Where the tile is, is found once more: to keep it takes five registers that the sums leave no room
+        // for. The wait above keeps the compiler from knowing that the pair is what it was.
+        place = place_of_pair<Tile>(p, place.pair, rank);
+      }
       const int row0 = place.row0 + group_row, col0 = place.tile_n * Tile::kN + group_col;
       if constexpr (kReduction == WgmmaReduction::kPositions) {
-        write_wgmma_partial<Tile::kGroupN, true>(
-            p, place, place.slot * Tile::kTurn + turn, row0, result, t, partial,
-            [&](int panel) { return PartialColumns::of_taps(p, col0 / kPanelElements + panel); });
+        write_partial_by_rows<Tile::kGroupN>(p, place, place.slot * Tile::kTurn + turn, row0, col0, result, t,
+                                             partial);
       } else if (p.out_is_partial) {
-        write_wgmma_partial<Tile::kGroupN, false>(
-            p, place, place.slot, row0, result, t, partial, [&](int panel) {
-              return PartialColumns::of_positions(p.classes[0], col0 + panel * kPanelElements);
-            });
+        write_partial_by_columns<Tile::kGroupN>(p, place, row0, col0, result, t, partial);
       } else {
         const WgmmaBias<scalar_t> shift(p, place, row0 + t.row0, bias);
-        write_wgmma_out<scalar_t, Tile::kGroupN>(p, place, row0, col0, result, shift.of_half, t, part, offsets,
-                                                 out);
+        write_wgmma_out<scalar_t, Tile::kGroupN>(
+            p, place, row0, col0, result, shift.of_half, t,
+            reinterpret_cast<unsigned char*>(out_parts) + t.warpgroup * kOutPartBytes, offsets, out);
       }
     }
   }

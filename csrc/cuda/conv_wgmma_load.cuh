@@ -101,31 +101,42 @@ __device__ __forceinline__ void load_taps(const WgmmaProblem& p, const WgmmaMaps
                                           int rank, BeginStep&& begin_step) {
   constexpr int kHalfRows = Tile::kM / kWgmmaCluster, kHalfCols = Tile::kN / kWgmmaCluster;
   const WgmmaClass& c = p.classes[place.index];
+  const int boxes = p.boxes(), box_bytes = p.box_bytes();
   const int half_b = p.shares_b ? rank : 0, half_a = p.shares_b ? 0 : rank;
   const WgmmaPosition at = pixel_of(p, c, WgmmaPosition(c, place.tile_n * Tile::kN + half_b * kHalfCols));
-  const int first_tap = place.first / p.steps_of_tap;
-  int lead_step = place.first - first_tap * p.steps_of_tap;
+  // A tap has several steps or a step several taps.
+  const int first_tap = place.first / p.steps_of_tap * boxes;
+  int lead_step = place.first % p.steps_of_tap, taps_left = c.tap_count - first_tap;
   WgmmaTap tap(c, first_tap);
 #pragma unroll 1
   for (int step = 0; step < place.steps; ++step) {
     const LoadTo to = begin_step(Tile::kStageBytes);
-    const int lead = lead_step * kWgmmaStepDepth<scalar_t>, filter_tap = tap.in_filter(p, c);
-    if constexpr (kAAlongK) {
-      const int row = place.group * p.rows + place.row0 + half_a * kHalfRows;
-      load_box(to, half_a * kHalfRows * kWgmmaStepBytes, &maps.a, !p.shares_b, {lead, filter_tap, row});
-    } else {
-      const int filter = place.group * p.leads + lead + half_a * (kPanelElements / kWgmmaCluster);
+    const int lead = lead_step * kWgmmaStepDepth<scalar_t>;
+#pragma unroll 1
+    for (int box = 0; box < boxes; ++box) {
+      // After the last tap a step is filled up with zeros.
+      const bool exists = taps_left > 0;
+      const int filter_tap = exists ? tap.in_filter(p, c) : p.filter_taps;
+      const int channel = exists ? place.group * p.leads + lead : p.b_channels;
+      if constexpr (kAAlongK) {
+        const int row = place.group * p.rows + place.row0 + half_a * kHalfRows;
+        load_box(to, (box * Tile::kM + half_a * kHalfRows) * box_bytes, &maps.a, !p.shares_b,
+                 {lead, filter_tap, row});
+      } else {
+        const int half = (kPanelElements >> p.box_shift) / kWgmmaCluster;  // of a box's leads
+        const int filter = place.group * p.leads + lead + half_a * half;
 #pragma unroll
-      for (int i = 0; i < Tile::kM / kPanelElements; ++i) {
-        load_box(to, i * kPanelBytes + half_a * (kPanelBytes / kWgmmaCluster), &maps.a, !p.shares_b,
-                 {place.row0 + i * kPanelElements, filter_tap, filter});
+        for (int i = 0; i < Tile::kM / kPanelElements; ++i) {
+          load_box(to, i * kPanelBytes + (box * kWgmmaCluster + half_a) * half * kWgmmaStepBytes, &maps.a,
+                   !p.shares_b, {place.row0 + i * kPanelElements, filter_tap, filter});
+        }
       }
-    }
-    load_pixels(to, Tile::kABytes + half_b * kHalfCols * kWgmmaStepBytes, &maps.b[place.index], p.shares_b,
-                p.has_depth, place.group * p.leads + lead, at, tap.offset(p, c));
-    if (++lead_step == p.steps_of_tap) {
-      lead_step = 0;
-      tap.next(c);
+      load_pixels(to, Tile::kABytes + (box * Tile::kN + half_b * kHalfCols) * box_bytes, &maps.b[place.index],
+                  p.shares_b, p.has_depth, channel, at, tap.offset(p, c));
+      if (++lead_step == p.steps_of_tap) {
+        lead_step = 0;
+        if (--taps_left > 0) tap.next(c);
+      }
     }
   }
 }

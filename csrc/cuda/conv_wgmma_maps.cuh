@@ -43,13 +43,20 @@ GlobalTensor activations(const void* data, bool has_depth, int64_t channels, int
   return t;
 }
 
+// Of rows as long as a box has bytes.
+inline TensorSwizzle swizzle_of(const WgmmaProblem& p) {
+  return p.box_bytes() == 128  ? TensorSwizzle::k128B
+         : p.box_bytes() == 64 ? TensorSwizzle::k64B
+                               : TensorSwizzle::k32B;
+}
+
 // Walks positions as the class does.
 inline Im2colBox positions_box(const WgmmaProblem& p, const WgmmaClass& c, const int64_t (&limit)[kSpatialDims],
                                uint32_t channels, uint32_t pixels) {
   Im2colBox box{};
   box.channels = channels;
   box.pixels = pixels;
-  box.swizzle = TensorSwizzle::k128B;
+  box.swizzle = swizzle_of(p);
   for (int i = 0; i < (p.has_depth ? 3 : 2); ++i) {
     const int d = kSpatialDims - 1 - i;
     box.lower[i] = c.first[d];
@@ -70,8 +77,9 @@ Status encode_b(WgmmaMaps& maps, const WgmmaConv& c, const void* b, int64_t chan
   for (int i = 0; i < c.problem.class_count && status.ok(); ++i) {
     const WgmmaClass& k = c.problem.classes[i];
     if (k.steps == 0) continue;
-    status = encode_im2col(maps.b[i], tensor,
-                           positions_box(c.problem, k, p.limit, kWgmmaStepDepth<scalar_t>, pixels));
+    status = encode_im2col(
+        maps.b[i], tensor,
+        positions_box(c.problem, k, p.limit, kWgmmaStepDepth<scalar_t> >> c.problem.box_shift, pixels));
   }
   return status;
 }
@@ -80,25 +88,28 @@ Status encode_b(WgmmaMaps& maps, const WgmmaConv& c, const void* b, int64_t chan
 template <typename scalar_t, typename Tile, bool kAAlongK>
 Status encode_filters(WgmmaMaps& maps, const WgmmaConv& c, const void* filters) {
   const ConvGemm& p = c.gemm;
-  constexpr uint32_t kDepth = kWgmmaStepDepth<scalar_t>;
+  const uint32_t depth = kWgmmaStepDepth<scalar_t> >> c.problem.box_shift;
   const uint32_t parts = c.problem.shares_b ? 1 : kWgmmaCluster;
   const int64_t distance = c.packs ? c.pack.pitch : tap_distance(c.pack);
   const int64_t row_stride = c.packs ? c.pack.row_pitch() : c.pack.row_stride;
   GlobalTensor tensor{.type = kWgmmaTensorType<scalar_t>, .rank = 3, .data = const_cast<void*>(filters)};
   tensor.sizes[1] = static_cast<uint64_t>(c.pack.tap_count());
   tensor.strides[1] = static_cast<uint64_t>(distance) * sizeof(scalar_t);
-  TiledBox box{.sizes = {kDepth, 1, 0}};
-  box.swizzle = TensorSwizzle::k128B;
+  TiledBox box{.sizes = {0, 1, 0}};
   if constexpr (kAAlongK) {  // [row of all groups][tap][lead]
     tensor.sizes[0] = static_cast<uint64_t>(p.depth.lead);
     tensor.sizes[2] = static_cast<uint64_t>(p.groups * p.rows);
     tensor.strides[2] = static_cast<uint64_t>(row_stride) * sizeof(scalar_t);
+    box.sizes[0] = depth;
     box.sizes[2] = Tile::kM / parts;
+    box.swizzle = swizzle_of(c.problem);
   } else {  // [lead of all groups][tap][row]
     tensor.sizes[0] = static_cast<uint64_t>(p.rows);
     tensor.sizes[2] = static_cast<uint64_t>(p.groups * p.depth.lead);
     tensor.strides[2] = static_cast<uint64_t>(c.pack.lead_stride) * sizeof(scalar_t);
-    box.sizes[2] = kDepth / parts;
+    box.sizes[0] = kPanelElements;
+    box.sizes[2] = depth / parts;
+    box.swizzle = TensorSwizzle::k128B;
   }
   return encode_tiled(maps.a, tensor, box);
 }

@@ -104,80 +104,82 @@ __device__ __forceinline__ void store_out_part(unsigned char* part, const float 
   }
 }
 
+// Where in out the columns of a warpgroup's part begin, found while the tile's first loads are under way and
+// registers are free. The barrier: all threads are done with the tile before.
+template <int kGroupN>
+__device__ __forceinline__ void tabulate_columns(const WgmmaProblem& p, const WgmmaClass& c, int col0,
+                                                 const WgmmaThread& t, int64_t* col_offsets) {
+  named_barrier_sync(1 + t.warpgroup, kWarpgroupThreads);
+#pragma unroll 1
+  for (int i = t.thread; i < kGroupN; i += kWarpgroupThreads) {
+    const WgmmaPosition at(c, col0 + i);
+    col_offsets[i] = at.n * p.out_col[0] + at.d * p.out_col[1] + at.h * p.out_col[2] + at.w * p.out_col[3];
+  }
+}
+
 // Writes a warpgroup's part of out, which starts at (row0, col0) of the group and the class.
 template <typename scalar_t, int kGroupN>
 __device__ __forceinline__ void write_wgmma_out(const WgmmaProblem& p, const WgmmaPlace& place, int row0,
                                                 int col0, const float (&sums)[kGroupN / 2],
                                                 const float (&shift)[2], const WgmmaThread& t,
-                                                unsigned char* part, int64_t* col_offsets, scalar_t* out) {
+                                                unsigned char* part, const int64_t* col_offsets,
+                                                scalar_t* out) {
   constexpr int kVec = kVecSize<scalar_t>, kInCol = kWarpgroupRows / kVec, kCols = kOutPartCols<scalar_t>;
   const WgmmaClass& c = p.classes[place.index];
   const int barrier = 1 + t.warpgroup;
   out += place.group * p.out_group + c.out_shift + row0;
 #pragma unroll
   for (int first = 0; first < kGroupN; first += kCols) {
-    named_barrier_sync(barrier, kWarpgroupThreads);  // all have read the part before, and its offsets
-    if (first == 0) {
-      for (int i = t.thread; i < kGroupN; i += kWarpgroupThreads) {
-        const WgmmaPosition at(c, col0 + i);
-        col_offsets[i] = at.n * p.out_col[0] + at.d * p.out_col[1] + at.h * p.out_col[2] + at.w * p.out_col[3];
-      }
-    }
+    if (first > 0) named_barrier_sync(barrier, kWarpgroupThreads);  // all have read the part before
     store_out_part<scalar_t>(part, sums, first, shift, t);
     named_barrier_sync(barrier, kWarpgroupThreads);
 #pragma unroll
     for (int e = t.thread; e < kCols * kInCol; e += kWarpgroupThreads) {
       const int col = e / kInCol, chunk = e % kInCol;
       if (col0 + first + col >= c.cols || row0 + chunk * kVec >= p.rows) continue;
-      const auto* const from = reinterpret_cast<const scalar_t*>(part + out_part_offset<scalar_t>(col, chunk));
-      store_vec(out + col_offsets[first + col] + chunk * kVec, load_vec<kVec>(from, true), true);
+      const auto* const from = reinterpret_cast<const OutChunk*>(part + out_part_offset<scalar_t>(col, chunk));
+      *reinterpret_cast<OutChunk*>(out + col_offsets[first + col] + chunk * kVec) = *from;
     }
   }
 }
 
-// Where 64 columns of a tile begin in partial[][][][col], and how many of them there are.
-struct PartialColumns {
-  int begin, count;
-
-  __device__ __forceinline__ static PartialColumns of_positions(const WgmmaClass& c, int col) {
-    return {col, c.cols - col};
-  }
-  __device__ __forceinline__ static PartialColumns of_taps(const WgmmaProblem& p, int panel) {
-    const int tap = panel / p.steps_of_tap, channel = (panel - tap * p.steps_of_tap) * kPanelElements;
-    return {tap * p.leads + channel, panel < p.panels() ? p.leads - channel : 0};
-  }
-};
-
-// What a part of k leaves, partial[slot][group][row][col] or [slot][group][col][row] (conv_sum_splits.cuh).
-// kPairs: the former, of rows with an even number of columns, so that neighbours lie in an aligned word.
-// columns_of(i): of the warpgroup's columns 64 i and on.
-template <int kGroupN, bool kPairs, typename ColumnsOf>
-__device__ __forceinline__ void write_wgmma_partial(const WgmmaProblem& p, const WgmmaPlace& place, int slot,
-                                                    int row0, const float (&sums)[kGroupN / 2],
-                                                    const WgmmaThread& t, float* partial,
-                                                    ColumnsOf&& columns_of) {
-  const int64_t cols = p.classes[0].cols;
-  const int64_t row_stride = !kPairs && p.partial_rows_first ? 1 : cols;
-  const int64_t col_stride = !kPairs && p.partial_rows_first ? p.rows : 1;
-  const int first_row = row0 + t.row0;
-  partial += (int64_t{slot} * p.groups + place.group) * p.rows * cols + first_row * row_stride;
+// What a split leaves of a tile whose columns are positions: partial[slot][group][col][row]
+// (conv_sum_splits.cuh). Eight lanes write 32 bytes next to each other.
+template <int kGroupN>
+__device__ __forceinline__ void write_partial_by_columns(const WgmmaProblem& p, const WgmmaPlace& place,
+                                                         int row0, int col0, const float (&sums)[kGroupN / 2],
+                                                         const WgmmaThread& t, float* partial) {
+  const int cols = p.classes[0].cols, first_row = row0 + t.row0, first_col = col0 + t.col0;
+  partial += ((int64_t{place.slot} * p.groups + place.group) * cols + first_col) * p.rows + first_row;
+  const int left = cols - first_col;
 #pragma unroll
-  for (int panel = 0; panel < kGroupN / kPanelElements; ++panel) {
-    const PartialColumns columns = columns_of(panel);
-    const int left = columns.count - t.col0;
+  for (int i = 0; i < kGroupN / 2; ++i) {
+    const int col = i / 4 * 8 + i % 2, row = i / 2 % 2 * 8;
+    if (col < left && first_row + row < p.rows) partial[int64_t{col} * p.rows + row] = sums[i];
+  }
+}
+
+// What a run leaves of a tile whose columns are 64 channels of a tap each: partial[slot][group][row][col].
+template <int kGroupN>
+__device__ __forceinline__ void write_partial_by_rows(const WgmmaProblem& p, const WgmmaPlace& place, int slot,
+                                                      int row0, int col0, const float (&sums)[kGroupN / 2],
+                                                      const WgmmaThread& t, float* partial) {
+  const int64_t cols = p.classes[0].cols;
+  const int first_row = row0 + t.row0;
+  partial += ((int64_t{slot} * p.groups + place.group) * p.rows + first_row) * cols + t.col0;
+#pragma unroll
+  for (int i = 0; i < kGroupN / kPanelElements; ++i) {
+    const int panel = col0 / kPanelElements + i, tap = panel / p.steps_of_tap;
+    const int channel = (panel - tap * p.steps_of_tap) * kPanelElements;
+    const int left = panel < p.panels() ? p.leads - channel - t.col0 : 0;
+    float* const columns = partial + tap * p.leads + channel;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (first_row + 8 * half >= p.rows) break;
-      float* const to = partial + 8 * half * row_stride + (columns.begin + t.col0) * col_stride;
 #pragma unroll
       for (int j = 0; j < kPanelElements; j += 8) {
-        const int i = (panel * kPanelElements + j) / 2 + 2 * half;
-        if constexpr (kPairs) {
-          if (j < left) store_vec(to + j, Vec<float, 2>{{sums[i], sums[i + 1]}}, true);
-        } else {
-          if (j < left) to[j * col_stride] = sums[i];
-          if (j + 1 < left) to[(j + 1) * col_stride] = sums[i + 1];
-        }
+        const int at = (i * kPanelElements + j) / 2 + 2 * half;
+        if (j < left) store_vec(columns + 8 * half * cols + j, Vec<float, 2>{{sums[at], sums[at + 1]}}, true);
       }
     }
   }

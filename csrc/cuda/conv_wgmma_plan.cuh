@@ -212,6 +212,11 @@ bool enter_choice(WgmmaConv& c, const WgmmaChoice& choice, ColsOf&& cols_of) {
   int64_t total = 0;
   dispatch_wgmma_tile<kReduction>(choice.tiles, [&]<typename Tile>(TypeTag<Tile>) {
     p.shares_b = pairs_share_b<Tile>(p.rows);
+    for (int s = 0; s < kWgmmaSubsteps; ++s) {
+      const int box = s / p.box_substeps(), within = s % p.box_substeps() * (kWgmmaStepBytes / kWgmmaSubsteps);
+      p.substep_a[s] = static_cast<uint32_t>(box * Tile::kM * p.box_bytes() + within);
+      p.substep_b[s] = static_cast<uint32_t>(box * Tile::kN * p.box_bytes() + within);
+    }
     p.pairs_m = static_cast<uint32_t>(pairs_m<Tile>(p.rows));
     for (int i = 0; i < p.class_count; ++i) {
       WgmmaClass& k = p.classes[i];
@@ -255,7 +260,7 @@ inline int64_t tap_distance(const FilterPack& f) {
 }
 
 // The residue class, or all there is.
-inline WgmmaClass class_of(const ConvGemm& p, const FilterPack& filters, int64_t steps_of_tap,
+inline WgmmaClass class_of(const ConvGemm& p, const FilterPack& filters, const WgmmaProblem& q,
                            const int64_t (&residue)[kSpatialDims]) {
   WgmmaClass c{};
   int64_t cols = p.cols.lead, taps = 1, filter_tap = 0;
@@ -281,7 +286,8 @@ inline WgmmaClass class_of(const ConvGemm& p, const FilterPack& filters, int64_t
   }
   c.filter_tap = static_cast<int32_t>(filter_tap);
   c.cols = static_cast<int32_t>(cols);
-  c.steps = static_cast<int32_t>(taps * steps_of_tap);
+  c.tap_count = static_cast<int32_t>(taps);
+  c.steps = static_cast<int32_t>(ceil_div(taps, q.boxes()) * q.steps_of_tap);
   return c;
 }
 
@@ -314,17 +320,22 @@ bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters,
 
   c = {};
   c.gemm = p;
+  c.gemm.out_rows_first = true;  // so do partial sums lie
   WgmmaProblem& q = c.problem;
   q.groups = static_cast<uint32_t>(p.groups);
   q.rows = static_cast<int32_t>(p.rows);
   q.leads = static_cast<int32_t>(leads);
   q.steps_of_tap = static_cast<int32_t>(ceil_div(leads, kWgmmaStepDepth<scalar_t>));
-  const int64_t left = leads - int64_t{q.steps_of_tap - 1} * kWgmmaStepDepth<scalar_t>;
-  q.last_substeps = static_cast<int32_t>(ceil_div(left, kWgmmaSubstepDepth<scalar_t>));
+  const int64_t substeps = ceil_div(leads, kWgmmaSubstepDepth<scalar_t>);
+  q.box_shift = substeps == 1 ? 2 : substeps == 2 ? 1 : 0;
+  q.last_substeps = q.box_shift > 0
+                        ? kWgmmaSubsteps
+                        : static_cast<int32_t>(substeps - int64_t{q.steps_of_tap - 1} * kWgmmaSubsteps);
+  q.filter_taps = static_cast<int32_t>(filters.tap_count());
+  q.b_channels = static_cast<int32_t>(p.groups * leads);
   q.has_depth = p.limit[0] != 1 || s[0] != 1 || p.classes[0] != 1 || filters.taps[0] != 1 || p.origin[0] != 0;
   q.out_group = p.out_group;
   std::copy_n(p.out_col, 4, q.out_col);
-  q.partial_rows_first = p.out_rows_first;
   int64_t taps_within = 1;
   for (int d = kSpatialDims - 1; d >= 0; --d) {
     q.col_step[d] = static_cast<int32_t>(p.col_step[d]);
@@ -336,7 +347,7 @@ bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters,
   for (int64_t d = 0; d < p.classes[0]; ++d) {
     for (int64_t h = 0; h < p.classes[1]; ++h) {
       for (int64_t w_residue = 0; w_residue < p.classes[2]; ++w_residue) {
-        q.classes[q.class_count++] = class_of(p, filters, q.steps_of_tap, {d, h, w_residue});
+        q.classes[q.class_count++] = class_of(p, filters, q, {d, h, w_residue});
       }
     }
   }

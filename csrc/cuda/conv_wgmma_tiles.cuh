@@ -114,6 +114,7 @@ struct WgmmaClass {
   int32_t taps[kSpatialDims];
   int32_t offset[kSpatialDims];  // of tap 0, as the im2col load takes it, at least 0
   int32_t filter_tap;            // tap 0 in A
+  int32_t tap_count;
 };
 
 // The unit of work is a pair of tiles with the same steps, one for each block of a cluster.
@@ -122,7 +123,7 @@ struct WgmmaProblem {
   int32_t class_count;
   bool has_depth;  // tensors of rank 5, with a depth; of rank 4 otherwise
   bool shares_b;  // the pair is one of rows, with the same columns of B; or of columns, with the same rows of A
-  bool out_is_partial, partial_rows_first;
+  bool out_is_partial;
   uint32_t pairs, pairs_m, groups;
   uint32_t splits;        // kTaps: blocks that share k
   int32_t split_steps;    // of k that a block does: kTaps, of one tile; kPositions, of its run of tiles
@@ -130,10 +131,19 @@ struct WgmmaProblem {
   int32_t rows, leads;    // of a group; leads: of k (kTaps), of columns (kPositions)
   int32_t steps_of_tap;   // kTaps: of k; kPositions: panels of 64 columns
   int32_t last_substeps;  // kTaps: in the last step of a tap
+  // kTaps: where the leads of a tap fill no more, a step has 2 ^ box_shift taps, of each a box of as much less
+  // a row.
+  int32_t box_shift;
+  int32_t filter_taps, b_channels;  // in all: coordinates from which zeros are loaded
+  uint32_t substep_a[kWgmmaSubsteps],
+      substep_b[kWgmmaSubsteps];   // kTaps: where in a buffer a substep's part begins
   int32_t col_step[kSpatialDims];  // of B's coordinate from one position to the next
   int32_t offset_step[kSpatialDims], filter_tap_step[kSpatialDims];  // from one tap to the next
   int64_t out_group, out_col[4];  // out[group][row][n, d, h, w], row stride 1
 
+  FASTNN_HOST_DEVICE int32_t boxes() const { return 1 << box_shift; }
+  FASTNN_HOST_DEVICE int32_t box_bytes() const { return kWgmmaStepBytes >> box_shift; }
+  FASTNN_HOST_DEVICE int32_t box_substeps() const { return kWgmmaSubsteps >> box_shift; }
   FASTNN_HOST_DEVICE int32_t panels() const {  // kPositions: of columns
     return classes[0].taps[0] * classes[0].taps[1] * classes[0].taps[2] * steps_of_tap;
   }
@@ -141,6 +151,7 @@ struct WgmmaProblem {
 
 // A tile of out and a part of its k.
 struct WgmmaPlace {
+  uint32_t pair;
   int index;  // of the class
   int row0, tile_n, group;
   int slot;          // of the part, among those that share the tile's k
@@ -150,6 +161,7 @@ struct WgmmaPlace {
 template <typename Tile>
 __device__ __forceinline__ WgmmaPlace place_of_pair(const WgmmaProblem& p, uint32_t pair, int rank) {
   WgmmaPlace place;
+  place.pair = pair;
   place.index = 0;
   while (place.index + 1 < p.class_count && pair >= p.classes[place.index].pairs) {
     pair -= p.classes[place.index].pairs;
