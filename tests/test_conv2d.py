@@ -401,6 +401,10 @@ def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype,
     assert torch.equal(alone, whole[3:4])
 
 
+CHANNELS_LAST_MMA = "mma_channels mma_channels_filter_rows mma_position_vectors"
+FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
+
+
 @pytest.mark.parametrize(
     ("dtype", "tf32", "layout", "shape", "filters", "kernel", "options", "kernels"),
     [
@@ -413,7 +417,7 @@ def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype,
             64,
             3,
             {},
-            "mma_channels mma_channels_filter_rows mma_position_vectors",
+            CHANNELS_LAST_MMA,
         ),
         ("float16", False, "contiguous", (2, 64, 8, 8), 64, 3, {}, "mma_planes mma_planes mma_position_elements"),
         (
@@ -424,7 +428,7 @@ def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype,
             64,
             3,
             {},
-            "mma_channels mma_channels_filter_rows mma_position_vectors",
+            CHANNELS_LAST_MMA,
         ),
         ("float32", False, "channels_last", (2, 64, 8, 8), 64, 3, {}, "fma_channels fma_channels fma_position_vectors"),
         ("float32", False, "contiguous", (2, 64, 8, 8), 64, 3, {}, "fma_planes fma_planes fma_position_elements"),
@@ -436,10 +440,10 @@ def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype,
             64,
             7,
             {"stride": 2},
-            "mma_elements gemm mma_position_elements",
+            FIRST_LAYER_MMA,
         ),
         ("bfloat16", False, "channels_last", (2, 30, 8, 8), 32, 3, {}, "mma_planes mma_channels mma_position_elements"),
-        ("float32", False, "contiguous", (2, 64, 8, 8), 4, 1, {}, "gemm fma_elements gemm"),
+        ("float32", False, "contiguous", (2, 64, 8, 8), 4, 1, {}, "gemm gemm gemm"),
         ("float64", True, "contiguous", (2, 64, 8, 8), 64, 3, {}, "gemm gemm gemm"),
     ],
 )

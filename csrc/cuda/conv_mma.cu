@@ -44,9 +44,7 @@ Status dispatch_mma(DType dtype, F&& f) {
 
 template <typename Params>
 bool takes(const Params& p) {
-  const bool has_cores =
-      p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16 || (p.dtype == DType::kFloat32 && p.allow_tf32);
-  return has_cores && mma_takes(problem_of(p));
+  return p.dtype != DType::kFloat64 && mma_takes(problem_of(p));
 }
 
 // The workspace: the packed filters, then the splits' sums. The filters are counted whether they are packed or
