@@ -331,6 +331,7 @@ PRODUCTS = [
         ("whole_tiles", (2, 64, 8, 16), 64, (3, 3), {"padding": 1}),
         ("every_edge", (3, 40, 9, 7), 72, (3, 3), {"padding": 1}),
         ("large_tile", (9, 16, 31, 31), 72, (1, 1), {}),
+        ("large_tile_of_floats", (5, 16, 31, 31), 72, (1, 1), {}),
         ("large_tile_edges", (8, 24, 33, 34), 120, (2, 1), {"bias": False}),
         ("chunks", (2, 136, 6, 5), 24, (3, 3), {"padding": 1}),
         ("chunks_of_one_tap", (1, 1100, 4, 4), 16, (1, 1), {}),
