@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -23,7 +24,7 @@ import fastnn
 from fastnn.testing import bounds
 from fastnn.testing.access_profile import access_profile
 from fastnn.testing.cases import ALL_DTYPES, CONV2D, Conv2dCase, generator_for, lay_out
-from fastnn.testing.emulation import emulated_cuda
+from fastnn.testing.emulation import device_capability, emulated_cuda
 
 BY_ID = {case.id: case for case in CONV2D}
 # Channels and positions both more than one, or the two formats are the same strides.
@@ -370,8 +371,93 @@ def test_tf32_where_it_is_allowed(case, dtype, layout, backend):
         check_values_and_gradients(case, dtype, layout, backend.device)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "filters"),
+    [(torch.float32, (17, 528, 32, 32), 16), (torch.bfloat16, (13, 1040, 32, 32), 64)],
+    ids=["float32", "bfloat16"],
+)
+def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype, shape, filters, layout, backend):
+    generator = torch.Generator().manual_seed(0)
+    x = lay_out(torch.randn(shape, generator=generator).to(dtype), layout).to(backend.device)
+    w = torch.randn(filters, shape[1], 1, 1, generator=generator).to(dtype).to(backend.device)
+    whole = fastnn.functional.conv2d(x, w)
+    alone = fastnn.functional.conv2d(lay_out(x[3:4].clone(), layout), w)
+    assert torch.equal(alone, whole[3:4])
+
+
+# Products on Hopper's tensor cores (csrc/cuda/conv_wgmma_plan.cuh): for each direction every tile, its edges in rows,
+# columns and k, one chunk of k and several, k shared by blocks, residue classes of which some have no tap, groups.
+# With each the kernels that the emulated device, of four multiprocessors, is to use for output and gradients.
+FEW, WIDE, TALL, SQUARE = "taps_few_rows", "taps_wide", "taps_tall", "taps_square"
+FEW_ACROSS, WIDE_ACROSS = "taps_across_few_rows", "taps_across_wide"
+TALL_ACROSS, SQUARE_ACROSS = "taps_across_tall", "taps_across_square"
+TURNS, SQUARE_POSITIONS, TALL_POSITIONS = "positions_turns", "positions_square", "positions_tall"
+HOPPER = [
+    (Conv2dCase(id="hopper_" + name, shape=shape, filters=filters, kernel=kernel, small=True, **options), kernels)
+    for name, shape, filters, kernel, options, kernels in (
+        ("few_rows", (2, 64, 8, 16), 64, (3, 3), {"padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("wide", (4, 64, 19, 19), 256, (1, 1), {}, (WIDE, FEW_ACROSS, SQUARE_POSITIONS)),
+        ("wide_across", (3, 136, 20, 21), 72, (1, 1), {"bias": False}, (TALL, WIDE_ACROSS, SQUARE_POSITIONS)),
+        ("tall_chunks", (2, 136, 13, 14), 136, (3, 3), {"padding": 1}, (TALL, TALL_ACROSS, SQUARE_POSITIONS)),
+        ("square_edges", (3, 40, 9, 7), 72, (3, 3), {"padding": 1}, (SQUARE, FEW_ACROSS, SQUARE_POSITIONS)),
+        ("splits", (1, 2048, 4, 3), 72, (1, 1), {}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+        ("splits_across", (1, 72, 4, 3), 2048, (1, 1), {}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+        ("stride_2", (2, 32, 9, 9), 48, (3, 3), {"stride": 2, "padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("stride_2_1x1", (2, 32, 14, 14), 24, (1, 1), {"stride": 2}, (FEW, FEW_ACROSS, TURNS)),
+        (
+            "stride_3_dilated",
+            (1, 24, 14, 13),
+            32,
+            (3, 3),
+            {"stride": 3, "dilation": 2, "padding": 2},
+            (FEW, FEW_ACROSS, TURNS),
+        ),
+        (
+            "mixed",
+            (2, 24, 9, 20),
+            72,
+            (3, 3),
+            {"stride": (1, 2), "dilation": (2, 1), "padding": (2, 0)},
+            (SQUARE, FEW_ACROSS, SQUARE_POSITIONS),
+        ),
+        ("even_filter", (2, 24, 8, 9), 88, (2, 4), {"padding": (0, 1)}, (SQUARE, FEW_ACROSS, SQUARE_POSITIONS)),
+        ("5x5", (2, 32, 9, 11), 40, (5, 5), {"padding": 2}, (FEW, FEW_ACROSS, TURNS)),
+        ("groups", (2, 96, 7, 7), 64, (3, 3), {"groups": 2, "padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("groups_of_80", (2, 160, 5, 6), 160, (3, 3), {"groups": 2}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+        ("one_image", (1, 128, 7, 7), 80, (3, 3), {"padding": 1}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+    )
+]
+HOPPER_CASES = [case for case, _ in HOPPER]
+
+
+@grid(HOPPER_CASES, dtypes=[torch.float16, torch.bfloat16], layouts=["channels_last"])
+def test_hopper(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@grid(HOPPER_CASES, dtypes=[torch.float32], layouts=["channels_last"])
+def test_hopper_tf32(case, dtype, layout, backend):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True), bounds.tf32_products():
+        check_values_and_gradients(case, dtype, layout, backend.device)
+
+
 @grid(
-    [c for c in [*MANY_CHANNELS, *PRODUCTS] if c.shape[0] > 1],
+    [dataclasses.replace(case, values="integers") for case in HOPPER_CASES],
+    dtypes=[torch.bfloat16],
+    layouts=["channels_last"],
+)
+def test_hopper_is_exact_with_integers(case, dtype, layout, backend):
+    check_exact(case, dtype, layout, backend.device)
+
+
+@grid(HOPPER_CASES, dtypes=[torch.bfloat16], layouts=["channels_last"])
+def test_hopper_gives_the_same_bits_in_any_order(case, dtype, layout, backend):
+    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=False)
+
+
+@grid(
+    [c for c in [*MANY_CHANNELS, *PRODUCTS, *HOPPER_CASES] if c.shape[0] > 1],
     dtypes=[torch.float32, torch.bfloat16],
     layouts=["contiguous", "channels_last"],
 )
@@ -387,19 +473,99 @@ def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
     assert torch.equal(grad_alone, grad[1:2])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(
-    ("dtype", "shape", "filters"),
-    [(torch.float32, (17, 528, 32, 32), 16), (torch.bfloat16, (13, 1040, 32, 32), 64)],
-    ids=["float32", "bfloat16"],
-)
-def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype, shape, filters, layout, backend):
+def kernels_of(call):
+    """The names of the Hopper kernels that the emulator runs, without what all begin with, and the call's result."""
+    with access_profile() as kernels:
+        result = call()
+    prefix = "conv_wgmma_"
+    names = [k.name.removeprefix(prefix) for k in kernels if k.name.startswith(prefix) and k.name[-6:] != "kernel"]
+    return names, result
+
+
+@pytest.mark.parametrize(("case", "kernels"), HOPPER, ids=[case.id for case in HOPPER_CASES])
+def test_each_hopper_kernel_has_a_case(case, kernels):
+    inputs = make_inputs(case, torch.bfloat16, "channels_last", "cpu")
+    with emulated_cuda():
+        forward, (out,) = kernels_of(lambda: case.apply(fastnn.functional, inputs))
+        cotangent = lay_out(torch.ones_like(out), "channels_last")
+        used = [forward]
+        for name in ("input", "weight"):
+            names, _ = kernels_of(lambda n=name: torch.autograd.grad(out, inputs[n], cotangent, retain_graph=True))
+            used.append(names)
+    assert used == [[kernel] for kernel in kernels]
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_hopper_samples_whose_k_is_split(direction, backend):
+    """They have the bits that they have in a batch so large that k is not split."""
     generator = torch.Generator().manual_seed(0)
-    x = lay_out(torch.randn(shape, generator=generator).to(dtype), layout).to(backend.device)
-    w = torch.randn(filters, shape[1], 1, 1, generator=generator).to(dtype).to(backend.device)
-    whole = fastnn.functional.conv2d(x, w)
-    alone = fastnn.functional.conv2d(lay_out(x[3:4].clone(), layout), w)
-    assert torch.equal(alone, whole[3:4])
+    filters, channels = (72, 2048) if direction == "forward" else (2048, 72)
+    batch = torch.randn(24, 2048, 4, 3, generator=generator).bfloat16().to(backend.device)
+    w = lay_out(
+        torch.randn(filters, channels, 1, 1, generator=generator).bfloat16().to(backend.device), "channels_last"
+    )
+
+    def run(x):
+        x = lay_out(x, "channels_last")
+        if direction == "forward":
+            return fastnn.functional.conv2d(x, w)
+        size = (x.shape[0], channels, 4, 3)
+        return torch.ops.fastnn.convolution_grad_input(x, w, size, (1, 1), (0, 0, 0, 0), (1, 1), 1, True)
+
+    if backend.name == "emulated":
+        for images, splits in ((1, True), (24, False)):
+            with access_profile() as kernels:
+                run(batch[:images])
+            assert any(k.name == "conv_sum_splits_kernel" for k in kernels) == splits
+    assert torch.equal(run(batch[3:4]), run(batch)[3:4])
+
+
+def test_the_tall_tile_of_hopper_weight_gradients(backend):
+    """It pays for long sums, which the emulator takes seconds for: the weight's gradient alone."""
+    generator = torch.Generator().manual_seed(0)
+    shape, filters = (3, 64, 66, 76), 136
+    x = lay_out(torch.randint(-4, 5, shape, generator=generator).bfloat16(), "channels_last").to(backend.device)
+    grad = lay_out(torch.randint(-4, 5, (3, filters, 66, 74), generator=generator).bfloat16(), "channels_last")
+    grad = grad.to(backend.device)
+
+    def call():
+        return torch.ops.fastnn.convolution_grad_weight(
+            x, grad, (filters, 64, 1, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1, True
+        )
+
+    names, result = kernels_of(call) if backend.name == "emulated" else ([TALL_POSITIONS], call())
+    assert names == [TALL_POSITIONS]
+    expected = torch.nn.grad.conv2d_weight(x.float(), (filters, 64, 1, 3), grad.float())
+    assert torch.equal(result, expected.bfloat16())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_hopper_in_three_dimensions(stride, backend):
+    generator = torch.Generator().manual_seed(0)
+    form = torch.channels_last_3d
+    x = torch.randint(-4, 5, (2, 24, 5, 6, 7), generator=generator).to(backend.device, torch.bfloat16)
+    w = torch.randint(-4, 5, (80, 24, 3, 2, 3), generator=generator).to(backend.device, torch.bfloat16)
+    leaves = [t.contiguous(memory_format=form).requires_grad_() for t in (x, w)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    want = torch.nn.functional.conv3d(*exact, stride=stride, padding=(1, 0, 1))
+    out = torch.ops.fastnn.convolution(*leaves, None, [stride] * 3, [1, 1, 0, 0, 1, 1], [1, 1, 1], 1)
+    cotangent = torch.randint(-4, 5, out.shape, generator=generator).to(out).contiguous(memory_format=form)
+    grads = torch.autograd.grad(out, leaves, cotangent)
+    for got, exact_value in zip(
+        (out, *grads), (want, *torch.autograd.grad(want, exact, cotangent.double())), strict=True
+    ):
+        assert torch.equal(got, exact_value.to(got.dtype))
+
+
+# What Hopper's kernels take in the tests above, by the kernels of devices before it.
+@grid(
+    [case for case in (*PRODUCTS, *HOPPER_CASES) if "large" not in case.id],
+    dtypes=[torch.bfloat16],
+    layouts=["channels_last"],
+)
+def test_tensor_cores_before_hopper(case, dtype, layout):
+    with emulated_cuda(), device_capability(80):
+        check_values_and_gradients(case, dtype, layout, torch.device("cpu"))
 
 
 CHANNELS_LAST_MMA = "mma_channels mma_channels_filter_rows mma_position_vectors"
@@ -449,12 +615,12 @@ FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
     ],
 )
 def test_which_kernel(dtype, tf32, layout, shape, filters, kernel, options, kernels):
-    """The choice of kernel by dtype, layout, shape and torch's flag for tf32."""
+    """The choice of kernel by dtype, layout, shape and torch's flag for tf32, on a device before Hopper."""
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x = torch.randn(shape).to(getattr(torch, dtype), memory_format=form)
     w = torch.randn(filters, shape[1], kernel, kernel).to(getattr(torch, dtype), memory_format=form)
     seen = []
-    with emulated_cuda(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+    with emulated_cuda(), device_capability(80), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
         for wanted in ("output", "input", "weight"):
             leaves = {"input": x.detach().requires_grad_(), "weight": w.detach().requires_grad_()}
             with access_profile() as launched:

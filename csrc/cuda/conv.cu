@@ -16,6 +16,7 @@
 #include "conv_index.cuh"
 #include "conv_mma.h"
 #include "conv_sum_splits.cuh"
+#include "conv_wgmma.h"
 #include "dispatch.cuh"
 #include "platform.cuh"
 
@@ -60,11 +61,13 @@ int scalar_size(DType dtype) {
 }  // namespace
 
 int64_t conv_forward_workspace(const ConvForwardParams& p) {
+  if (takes_wgmma(p)) return wgmma_workspace(p);
   if (takes_mma(p)) return mma_workspace(p);
   return is_depthwise(p.geometry) ? 0 : gemm_workspace(forward_problem(p), is_float64(p.dtype));
 }
 
 Status conv_forward(const ConvForwardParams& p, Stream stream) {
+  if (takes_wgmma(p)) return launch_wgmma(p, stream);
   if (takes_mma(p)) return launch_mma(p, stream);
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
@@ -74,11 +77,13 @@ Status conv_forward(const ConvForwardParams& p, Stream stream) {
 }
 
 int64_t conv_grad_input_workspace(const ConvGradInputParams& p) {
+  if (takes_wgmma(p)) return wgmma_workspace(p);
   if (takes_mma(p)) return mma_workspace(p);
   return is_depthwise(p.geometry) ? 0 : gemm_workspace(grad_input_problem(p), is_float64(p.dtype));
 }
 
 Status conv_grad_input(const ConvGradInputParams& p, Stream stream) {
+  if (takes_wgmma(p)) return launch_wgmma(p, stream);
   if (takes_mma(p)) return launch_mma(p, stream);
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
@@ -88,6 +93,7 @@ Status conv_grad_input(const ConvGradInputParams& p, Stream stream) {
 }
 
 int64_t conv_grad_weight_workspace(const ConvGradWeightParams& p) {
+  if (takes_wgmma(p)) return wgmma_workspace(p);
   if (takes_mma(p)) return mma_workspace(p);
   if (!is_depthwise(p.geometry)) return gemm_workspace(grad_weight_problem(p), is_float64(p.dtype));
   const ChannelSum sum = depthwise_weight_sum(p);
@@ -97,6 +103,7 @@ int64_t conv_grad_weight_workspace(const ConvGradWeightParams& p) {
 }
 
 Status conv_grad_weight(const ConvGradWeightParams& p, Stream stream) {
+  if (takes_wgmma(p)) return launch_wgmma(p, stream);
   if (takes_mma(p)) return launch_mma(p, stream);
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
