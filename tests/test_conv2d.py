@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ import fastnn
 from fastnn.testing import bounds
 from fastnn.testing.access_profile import access_profile
 from fastnn.testing.cases import ALL_DTYPES, CONV2D, Conv2dCase, generator_for, lay_out
-from fastnn.testing.emulation import device_capability
+from fastnn.testing.emulation import device_capability, emulated_cuda
 
 BY_ID = {case.id: case for case in CONV2D}
 # Channels and positions both more than one, or the two formats are the same strides.
@@ -323,14 +324,15 @@ def test_many_channels(case, dtype, layout, backend):
     check_repeatable(case, dtype, layout, backend.device, [], threads=backend.name == "cpu")
 
 
-# Products on tensor cores (csrc/cuda/conv_mma_plan.cuh): each loader and tile, their edges in rows, columns and k, k cut
-# in chunks that one block adds or several do.
-TENSOR_CORES = [
-    Conv2dCase(id="tensor_cores_" + name, shape=shape, filters=filters, kernel=kernel, small=True, **options)
+# Products of csrc/cuda/conv_mma.cuh, by tensor cores or in float32 by CUDA cores: each loader and tile, their edges in
+# rows, columns and k, k cut in chunks that one block adds or several do.
+PRODUCTS = [
+    Conv2dCase(id="product_" + name, shape=shape, filters=filters, kernel=kernel, small=True, **options)
     for name, shape, filters, kernel, options in (
         ("whole_tiles", (2, 64, 8, 16), 64, (3, 3), {"padding": 1}),
         ("every_edge", (3, 40, 9, 7), 72, (3, 3), {"padding": 1}),
         ("large_tile", (9, 16, 31, 31), 72, (1, 1), {}),
+        ("large_tile_of_floats", (5, 16, 31, 31), 72, (1, 1), {}),
         ("large_tile_edges", (8, 24, 33, 34), 120, (2, 1), {"bias": False}),
         ("chunks", (2, 136, 6, 5), 24, (3, 3), {"padding": 1}),
         ("chunks_of_one_tap", (1, 1100, 4, 4), 16, (1, 1), {}),
@@ -349,21 +351,21 @@ TENSOR_CORES = [
 
 
 @grid(
-    TENSOR_CORES,
-    dtypes=[torch.float16, torch.bfloat16],
+    PRODUCTS,
+    dtypes=[torch.float32, torch.float16, torch.bfloat16],
     layouts=["contiguous", "channels_last", "transposed", "sliced", "expanded"],
 )
-def test_tensor_cores(case, dtype, layout, backend):
+def test_products(case, dtype, layout, backend):
     check_values_and_gradients(case, dtype, layout, backend.device)
 
 
 @pytest.mark.parametrize("strides", ["sliced", "transposed"])
-@pytest.mark.parametrize("case", [c for c in TENSOR_CORES if "large" not in c.id], ids=str)
-def test_tensor_cores_with_any_strides(case, strides, backend):
+@pytest.mark.parametrize("case", [c for c in PRODUCTS if "large" not in c.id], ids=str)
+def test_products_of_halves_with_any_strides(case, strides, backend):
     check_values_and_gradients(case, torch.bfloat16, strides, backend.device)
 
 
-@grid(TENSOR_CORES, dtypes=[torch.float32], layouts=["contiguous", "channels_last", "sliced"])
+@grid(PRODUCTS, dtypes=[torch.float32], layouts=["contiguous", "channels_last", "sliced"])
 def test_tf32_where_it_is_allowed(case, dtype, layout, backend):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True), bounds.tf32_products():
         check_values_and_gradients(case, dtype, layout, backend.device)
@@ -458,7 +460,7 @@ def test_hopper_gives_the_same_bits_in_any_order(case, dtype, layout, backend):
 
 
 @grid(
-    [c for c in [*MANY_CHANNELS, *TENSOR_CORES, *HOPPER_CASES] if c.shape[0] > 1],
+    [c for c in [*MANY_CHANNELS, *PRODUCTS, *HOPPER_CASES] if c.shape[0] > 1],
     dtypes=[torch.float32, torch.bfloat16],
     layouts=["contiguous", "channels_last"],
 )
@@ -484,16 +486,15 @@ def kernels_of(call):
 
 
 @pytest.mark.parametrize(("case", "kernels"), HOPPER, ids=[case.id for case in HOPPER_CASES])
-def test_each_hopper_kernel_has_a_case(case, kernels, backend):
-    if backend.name != "emulated":
-        pytest.skip("the emulator alone says what runs")
-    inputs = make_inputs(case, torch.bfloat16, "channels_last", backend.device)
-    forward, (out,) = kernels_of(lambda: case.apply(fastnn.functional, inputs))
-    cotangent = lay_out(torch.ones_like(out), "channels_last")
-    used = [forward]
-    for name in ("input", "weight"):
-        names, _ = kernels_of(lambda n=name: torch.autograd.grad(out, inputs[n], cotangent, retain_graph=True))
-        used.append(names)
+def test_each_hopper_kernel_has_a_case(case, kernels):
+    inputs = make_inputs(case, torch.bfloat16, "channels_last", "cpu")
+    with emulated_cuda():
+        forward, (out,) = kernels_of(lambda: case.apply(fastnn.functional, inputs))
+        cotangent = lay_out(torch.ones_like(out), "channels_last")
+        used = [forward]
+        for name in ("input", "weight"):
+            names, _ = kernels_of(lambda n=name: torch.autograd.grad(out, inputs[n], cotangent, retain_graph=True))
+            used.append(names)
     assert used == [[kernel] for kernel in kernels]
 
 
@@ -561,12 +562,77 @@ def test_hopper_in_three_dimensions(stride, backend):
 
 # What Hopper's kernels take in the tests above, by the kernels of devices before it.
 @grid(
-    [case for case in (*TENSOR_CORES, *HOPPER_CASES) if "large" not in case.id],
+    [case for case in (*PRODUCTS, *HOPPER_CASES) if "large" not in case.id],
     dtypes=[torch.bfloat16],
     layouts=["channels_last"],
 )
-def test_tensor_cores_before_hopper(case, dtype, layout, backend):
-    if backend.name != "emulated":
-        pytest.skip("a device has one compute capability")
-    with device_capability(80):
-        check_values_and_gradients(case, dtype, layout, backend.device)
+def test_tensor_cores_before_hopper(case, dtype, layout):
+    with emulated_cuda(), device_capability(80):
+        check_values_and_gradients(case, dtype, layout, torch.device("cpu"))
+
+
+CHANNELS_LAST_MMA = "mma_channels mma_channels_filter_rows mma_position_vectors"
+FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tf32", "layout", "shape", "filters", "kernel", "options", "kernels"),
+    [
+        # Forward, data gradient, weight gradient.
+        (
+            "bfloat16",
+            False,
+            "channels_last",
+            (2, 64, 8, 8),
+            64,
+            3,
+            {},
+            CHANNELS_LAST_MMA,
+        ),
+        ("float16", False, "contiguous", (2, 64, 8, 8), 64, 3, {}, "mma_planes mma_planes mma_position_elements"),
+        (
+            "float32",
+            True,
+            "channels_last",
+            (2, 64, 8, 8),
+            64,
+            3,
+            {},
+            CHANNELS_LAST_MMA,
+        ),
+        ("float32", False, "channels_last", (2, 64, 8, 8), 64, 3, {}, "fma_channels fma_channels fma_position_vectors"),
+        ("float32", False, "contiguous", (2, 64, 8, 8), 64, 3, {}, "fma_planes fma_planes fma_position_elements"),
+        (
+            "bfloat16",
+            False,
+            "channels_last",
+            (2, 3, 20, 20),
+            64,
+            7,
+            {"stride": 2},
+            FIRST_LAYER_MMA,
+        ),
+        ("bfloat16", False, "channels_last", (2, 30, 8, 8), 32, 3, {}, "mma_planes mma_channels mma_position_elements"),
+        ("float32", False, "contiguous", (2, 64, 8, 8), 4, 1, {}, "gemm gemm gemm"),
+        ("float64", True, "contiguous", (2, 64, 8, 8), 64, 3, {}, "gemm gemm gemm"),
+    ],
+)
+def test_which_kernel(dtype, tf32, layout, shape, filters, kernel, options, kernels):
+    """The choice of kernel by dtype, layout, shape and torch's flag for tf32, on a device before Hopper."""
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = torch.randn(shape).to(getattr(torch, dtype), memory_format=form)
+    w = torch.randn(filters, shape[1], kernel, kernel).to(getattr(torch, dtype), memory_format=form)
+    seen = []
+    with emulated_cuda(), device_capability(80), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        for wanted in ("output", "input", "weight"):
+            leaves = {"input": x.detach().requires_grad_(), "weight": w.detach().requires_grad_()}
+            with access_profile() as launched:
+                out = fastnn.functional.conv2d(*leaves.values(), **options)
+            cotangent = torch.ones_like(out)
+            if wanted != "output":
+                with access_profile() as launched:
+                    torch.autograd.grad(out, leaves[wanted], cotangent)
+            names = [k.name for k in launched if re.search("mma|fma|gemm", k.name)]
+            assert len(names) == 1
+            seen.append(re.sub("^conv_|_small$|_large$|_kernel$|implicit_", "", names[0]))
+    assert " ".join(seen) == kernels

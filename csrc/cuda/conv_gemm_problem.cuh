@@ -31,16 +31,12 @@ struct GemmTile {
   static_assert(kThreadsM * kPitchB <= 2 * kBufferSize && kThreadsN * kPitchA <= 2 * kBufferSize);
 };
 
-// Eight by eight a thread: 64 multiply-adds for 4 16-byte reads of shared memory, so the reads hide behind
-// them.
-using LargeTile = GemmTile<128, 128, 8, 8, 8, 2>;
-// Four by four: four times the blocks of the large tile for problems that cannot fill the device with it, and
-// the only tile in float64, where eight by eight would need 128 registers for the sums alone.
+// Four by four a thread: eight by eight would need 128 registers for the sums alone in float64.
 using MediumTile = GemmTile<64, 64, 16, 4, 4, 2>;
 // For groups of few filters: wastes at most 15 rows of work, not 63.
 using FewRowsTile = GemmTile<16, 128, 16, 4, 4, 3>;
 
-enum class TileChoice { kLarge, kMedium, kFewRows };
+enum class TileChoice { kMedium, kFewRows };
 
 // A split shorter than this costs more to write, read and add than it saves.
 constexpr int64_t kMinSplitDepth = 256;
@@ -79,36 +75,27 @@ struct GemmPlan {
   int64_t blocks;
 
   int64_t block_elements() const {
-    return tile == TileChoice::kLarge    ? LargeTile::kBlockM * LargeTile::kBlockN
-           : tile == TileChoice::kMedium ? MediumTile::kBlockM * MediumTile::kBlockN
-                                         : FewRowsTile::kBlockM * FewRowsTile::kBlockN;
+    return tile == TileChoice::kMedium ? MediumTile::kBlockM * MediumTile::kBlockN
+                                       : FewRowsTile::kBlockM * FewRowsTile::kBlockN;
   }
 };
 
 // The tile and the split for a problem: a function of its shape and of nothing else.
 //   FewRows  at most 16 rows a group: grouped convolutions and first layers with few filters
-//   Large    when its tiles alone give every multiprocessor one, and float32 sums
-//   Medium   otherwise
+//   Medium   otherwise, and with 64-bit coordinates
 // Then, where the tiles are fewer than the multiprocessors, k is split: by chunks, or in the weight gradient
 // until there are about kSplitGrid blocks.
-inline GemmPlan choose_plan(const ConvGemm& p, bool float64) {
+inline GemmPlan choose_plan(const ConvGemm& p) {
   const int64_t cols = p.cols.size(), depth = p.depth.size();
   const int64_t classes = p.classes[0] * p.classes[1] * p.classes[2];
-  const auto tiled = [&](TileChoice tile, int block_m, int block_n) {
-    GemmPlan plan{tile, ceil_div(p.rows, block_m), ceil_div(cols, block_n), 1, std::max<int64_t>(depth, 1), 0,
-                  0};
-    plan.blocks = plan.tiles_m * plan.tiles_n * p.groups * classes;
-    return plan;
-  };
-  GemmPlan plan = tiled(TileChoice::kMedium, MediumTile::kBlockM, MediumTile::kBlockN);
-  if (p.wide) {
-    // the medium tile alone comes with 64-bit coordinates
-  } else if (p.rows <= FewRowsTile::kBlockM) {
-    plan = tiled(TileChoice::kFewRows, FewRowsTile::kBlockM, FewRowsTile::kBlockN);
-  } else if (!float64 && p.rows > LargeTile::kBlockM / 2 && cols > LargeTile::kBlockN / 2) {
-    const GemmPlan large = tiled(TileChoice::kLarge, LargeTile::kBlockM, LargeTile::kBlockN);
-    if (large.blocks >= kFullGrid) plan = large;
-  }
+  const bool few_rows = !p.wide && p.rows <= FewRowsTile::kBlockM;
+  GemmPlan plan{};
+  plan.tile = few_rows ? TileChoice::kFewRows : TileChoice::kMedium;
+  plan.tiles_m = ceil_div(p.rows, few_rows ? FewRowsTile::kBlockM : MediumTile::kBlockM);
+  plan.tiles_n = ceil_div(cols, few_rows ? FewRowsTile::kBlockN : MediumTile::kBlockN);
+  plan.splits = 1;
+  plan.split_depth = std::max<int64_t>(depth, 1);
+  plan.blocks = plan.tiles_m * plan.tiles_n * p.groups * classes;
   // Classes are many blocks already, and their depths differ.
   const bool splits = plan.blocks > 0 && plan.blocks < kFullGrid && classes == 1;
   if (!p.sums_batch) {
@@ -132,7 +119,7 @@ inline GemmPlan choose_plan(const ConvGemm& p, bool float64) {
 
 // Bytes in which the splits leave their sums: [splits, groups, rows, cols] of acc_t.
 inline int64_t gemm_workspace(const ConvGemm& p, bool float64) {
-  const GemmPlan plan = choose_plan(p, float64);
+  const GemmPlan plan = choose_plan(p);
   if (plan.splits == 1) return 0;
   return plan.splits * p.groups * p.rows * p.cols.size() * (float64 ? sizeof(double) : sizeof(float));
 }

@@ -21,11 +21,10 @@
 // Consecutive threads fetch along whichever index of the operand has the better stride, and write likewise, so
 // NCHW, channels_last, sliced and expanded operands are all coalesced where their strides allow it.
 //
-// What bounds it: FP32 multiply-adds on the CUDA cores. Per step a tile does kBlockM * kBlockN * kBlockK
-// multiply-adds on (kBlockM + kBlockN) * kBlockK fetched elements: 64, 32 and 14 multiply-adds an element for
-// the tiles Large, Medium and FewRows. An H200 turns from memory-bound to compute-bound at 28 a 4-byte element
-// (33.5 T multiply-adds/s, 4.8 TB/s); overlapping windows, and tiles that share rows or columns, find most of
-// what they fetch in L2, so FewRows is bound by L2 and the others by the multiply-adds.
+// What bounds it: multiply-adds on the CUDA cores, and the index arithmetic around each element fetched: this
+// is the kernel of float64, of fewer than 8 rows and of coordinates beyond 32 bits; conv_mma.cuh has the other
+// products. Per step a tile does kBlockM * kBlockN * kBlockK multiply-adds on (kBlockM + kBlockN) * kBlockK
+// fetched elements: 32 and 14 multiply-adds an element for the tiles Medium and FewRows.
 //
 // Which tile: see choose_plan().
 //
@@ -313,8 +312,7 @@ Status launch_gemm(const ConvGemm& p, const void* a, const void* b, const void* 
                    void* workspace, Stream stream) {
   using acc_t = acc_type<scalar_t>;
   constexpr const char* kName = "conv_implicit_gemm_kernel";
-  constexpr bool kFloat64 = sizeof(acc_t) == sizeof(double);
-  const GemmPlan plan = choose_plan(p, kFloat64);
+  const GemmPlan plan = choose_plan(p);
   dim3 grid;
   Status status = grid_of(plan.blocks, kName, grid);
   if (!status.ok()) return status;
@@ -329,10 +327,8 @@ Status launch_gemm(const ConvGemm& p, const void* a, const void* b, const void* 
     status = run(conv_implicit_gemm_kernel<scalar_t, MediumTile, int64_t>, MediumTile::kThreads);
   } else if (plan.tile == TileChoice::kFewRows) {
     status = run(conv_implicit_gemm_kernel<scalar_t, FewRowsTile, int32_t>, FewRowsTile::kThreads);
-  } else if (plan.tile == TileChoice::kMedium) {
+  } else {
     status = run(conv_implicit_gemm_kernel<scalar_t, MediumTile, int32_t>, MediumTile::kThreads);
-  } else if constexpr (!kFloat64) {
-    status = run(conv_implicit_gemm_kernel<scalar_t, LargeTile, int32_t>, LargeTile::kThreads);
   }
   if (!status.ok() || partial == nullptr) return status;
   return launch_sum_splits<scalar_t>(p, plan.splits, partial, bias, out, stream);

@@ -26,7 +26,7 @@ ConvGemm problem_of(const ConvForwardParams& p) { return forward_problem(p); }
 ConvGemm problem_of(const ConvGradInputParams& p) { return grad_input_problem(p); }
 ConvGemm problem_of(const ConvGradWeightParams& p) { return grad_weight_problem(p); }
 
-// The dtypes that tensor cores multiply here.
+// The dtypes that are multiplied here.
 template <typename F>
 Status dispatch_mma(DType dtype, F&& f) {
   switch (dtype) {
@@ -39,14 +39,12 @@ Status dispatch_mma(DType dtype, F&& f) {
     case DType::kFloat64:
       break;
   }
-  return Status::error("no tensor cores for this dtype", "conv_mma");
+  return Status::error("not a dtype of the pipelined products", "conv_mma");
 }
 
 template <typename Params>
 bool takes(const Params& p) {
-  const bool has_cores =
-      p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16 || (p.dtype == DType::kFloat32 && p.allow_tf32);
-  return has_cores && mma_takes(problem_of(p));
+  return p.dtype != DType::kFloat64 && mma_takes(problem_of(p));
 }
 
 // The workspace: the packed filters, then the splits' sums. The filters are counted whether they are packed or
@@ -87,9 +85,15 @@ Status run(const Params& p, Stream stream) {
     }
     auto* const partial =
         c.plan.splits > 1 ? reinterpret_cast<float*>(workspace + packed_bytes<scalar_t>(c)) : nullptr;
-    status = c.plan.large
-                 ? launch_mma_loader<scalar_t, LargeMmaTile>(c, o.a, o.b, o.bias, o.out, partial, stream)
-                 : launch_mma_loader<scalar_t, SmallMmaTile>(c, o.a, o.b, o.bias, o.out, partial, stream);
+    const auto launch_tile = [&](auto tile) {
+      using Tile = typename decltype(tile)::type;
+      return launch_mma_loader<scalar_t, Tile>(c, o.a, o.b, o.bias, o.out, partial, stream);
+    };
+    if (c.plan.tensor_cores) {
+      status = c.plan.large ? launch_tile(TypeTag<LargeMmaTile>{}) : launch_tile(TypeTag<SmallMmaTile>{});
+    } else if constexpr (sizeof(scalar_t) == sizeof(float)) {
+      status = c.plan.large ? launch_tile(TypeTag<LargeFmaTile>{}) : launch_tile(TypeTag<SmallFmaTile>{});
+    }
     if (!status.ok() || partial == nullptr) return status;
     return launch_sum_splits<scalar_t>(c.problem, c.plan.splits, partial, o.bias, o.out, stream);
   });

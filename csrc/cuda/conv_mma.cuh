@@ -23,6 +23,7 @@
 #include "conv_mma_loaders.cuh"
 #include "conv_mma_plan.cuh"
 #include "conv_mma_tiles.cuh"
+#include "conv_multiply.cuh"
 #include "conv_sum_splits.cuh"
 #include "conv_tile_place.cuh"
 #include "dispatch.cuh"
@@ -31,14 +32,15 @@
 namespace fastnn::cuda {
 namespace {
 
-// Three steps of copies under way: 1,500 cycles of multiplications, beyond the latency of device memory.
-constexpr int kStages = 4;
-
-// The dynamic shared memory: stages, then the loader's table; the epilogue uses it again for the tile of out.
-template <typename scalar_t, typename Tile, typename Loader>
+// The dynamic shared memory: stages, the loader's table, the sums of chunks before where the multiplier keeps
+// them there; the epilogue uses the first two again for the tile of out.
+template <typename scalar_t_, typename Tile, typename Loader>
 struct MmaShared {
+  using scalar_t = scalar_t_;
+  using Multiplier =
+      typename Tile::template Multiplier<scalar_t, typename Loader::OperandA, typename Loader::OperandB>;
   static constexpr int kStageBytes = Loader::OperandA::kBytes + Loader::OperandB::kBytes;
-  static constexpr int kTable = kStages * kStageBytes;
+  static constexpr int kTable = Tile::kStages * kStageBytes;
   // A line of out in the epilogue is a vector longer than the tile: of eight lines of a fragment, each four
   // words after the last, none meet in a bank.
   static constexpr int kPitchM = Tile::kM + kVecSize<scalar_t>, kPitchN = Tile::kN + kVecSize<scalar_t>;
@@ -46,99 +48,29 @@ struct MmaShared {
       Tile::kN * kPitchM > Tile::kM* kPitchN ? Tile::kN * kPitchM : Tile::kM * kPitchN;
   static constexpr int kOutBytes = kLines * static_cast<int>(sizeof(scalar_t));
   static constexpr int kStepsBytes = kTable + Loader::kTableBytes;
-  static constexpr int kBytes = kStepsBytes > kOutBytes ? kStepsBytes : kOutBytes;
+  static constexpr int kTotals = kStepsBytes > kOutBytes ? kStepsBytes : kOutBytes;
+
+  static int bytes(const MmaPlan& plan) { return kTotals + (plan.adds_chunks ? Multiplier::kTotalBytes : 0); }
 };
-
-template <typename Tile>
-using MmaSums = float[Tile::kFragmentsM][Tile::kFragmentsN][4];
-
-template <typename Tile>
-__device__ __forceinline__ void clear(MmaSums<Tile>& sums) {
-#pragma unroll
-  for (int i = 0; i < Tile::kFragmentsM; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tile::kFragmentsN; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums[i][j][e] = 0;
-    }
-  }
-}
-
-template <typename Tile>
-__device__ __forceinline__ void add(MmaSums<Tile>& total, const MmaSums<Tile>& sums) {
-#pragma unroll
-  for (int i = 0; i < Tile::kFragmentsM; ++i) {
-#pragma unroll
-    for (int j = 0; j < Tile::kFragmentsN; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) total[i][j][e] += sums[i][j][e];
-    }
-  }
-}
-
-// Where a thread's part of the tile of out lies: element e of fragment (i, j) is at (row(i, e), col(j, e)).
-template <typename Tile>
-struct MmaThread {
-  int lane, row0, col0;
-
-  __device__ __forceinline__ MmaThread() {
-    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    row0 = warp / Tile::kWarpsN * (Tile::kM / Tile::kWarpsM);
-    col0 = warp % Tile::kWarpsN * (Tile::kN / Tile::kWarpsN);
-  }
-  __device__ __forceinline__ int row(int i, int e) const { return row0 + 16 * i + lane / 4 + 8 * (e / 2); }
-  __device__ __forceinline__ int col(int j, int e) const { return col0 + 8 * j + 2 * (lane % 4) + e % 2; }
-};
-
-// sums += one step of A B
-template <typename scalar_t, typename Tile, typename Loader>
-__device__ __forceinline__ void multiply_step(MmaSums<Tile>& sums, const unsigned char* tile_a,
-                                              const unsigned char* tile_b, const MmaThread<Tile>& thread) {
-#pragma unroll
-  for (int substep = 0; substep < kSubsteps; ++substep) {
-    uint32_t a[Tile::kFragmentsM][4], b[Tile::kFragmentsN / 2][2][2];
-#pragma unroll
-    for (int i = 0; i < Tile::kFragmentsM; ++i) {
-      Loader::OperandA::load_a(a[i], tile_a, thread.row0 + 16 * i, substep, thread.lane);
-    }
-#pragma unroll
-    for (int j = 0; j < Tile::kFragmentsN / 2; ++j) {
-      Loader::OperandB::load_b(b[j], tile_b, thread.col0 + 16 * j, substep, thread.lane);
-    }
-#pragma unroll
-    for (int i = 0; i < Tile::kFragmentsM; ++i) {
-#pragma unroll
-      for (int j = 0; j < Tile::kFragmentsN; ++j) multiply<scalar_t>(sums[i][j], a[i], b[j / 2][j % 2]);
-    }
-  }
-}
 
 // Writes the block's tile of out by way of shared memory, along the index that is contiguous in out.
-template <typename scalar_t, typename Tile, typename Shared>
+template <typename scalar_t, typename Tile, typename Shared, typename Multiplier>
 __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& view, const TilePlace& place,
                                           bool vectors, const scalar_t* bias, scalar_t* out,
-                                          const MmaSums<Tile>& sums, const MmaThread<Tile>& thread,
-                                          const int64_t* col_offsets, unsigned char* shared) {
+                                          const Multiplier& sums, const int64_t* col_offsets,
+                                          unsigned char* shared) {
   scalar_t* const tile = reinterpret_cast<scalar_t*>(shared);
   const bool by_rows = p.out_rows_first;  // lines of the tile are columns
 #pragma unroll
-  for (int i = 0; i < Tile::kFragmentsM; ++i) {
+  for (int r = 0; r < Multiplier::kRows; ++r) {
+    const int row = sums.row(r);
+    float shift = 0;
+    if (bias != nullptr && row < place.rows_here) shift = to_acc(bias[place.group * p.rows + place.row0 + row]);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = thread.row(i, 2 * half);
-      float shift = 0;
-      if (bias != nullptr && row < place.rows_here)
-        shift = to_acc(bias[place.group * p.rows + place.row0 + row]);
-#pragma unroll
-      for (int j = 0; j < Tile::kFragmentsN; ++j) {
-#pragma unroll
-        for (int e = 2 * half; e < 2 * half + 2; ++e) {
-          const int col = thread.col(j, e);
-          tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col] =
-              from_acc<scalar_t>(sums[i][j][e] + shift);
-        }
-      }
+    for (int c = 0; c < Multiplier::kCols; ++c) {
+      const int col = sums.col(c);
+      tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col] =
+          from_acc<scalar_t>(sums.at(r, c) + shift);
     }
   }
   __syncthreads();
@@ -174,20 +106,17 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
 
 // What a split leaves (conv_sum_splits.cuh). Eight lanes write 32 bytes next to each other, along rows or
 // columns.
-template <typename Tile>
+template <typename Multiplier>
 __device__ __forceinline__ void write_partial(const ConvGemm& p, const TilePlace& place, float* partial,
-                                              const MmaSums<Tile>& sums, const MmaThread<Tile>& thread) {
+                                              const Multiplier& sums) {
 #pragma unroll
-  for (int i = 0; i < Tile::kFragmentsM; ++i) {
+  for (int r = 0; r < Multiplier::kRows; ++r) {
 #pragma unroll
-    for (int j = 0; j < Tile::kFragmentsN; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = thread.row(i, e), col = thread.col(j, e);
-        if (row < place.rows_here && col < place.cols_here) {
-          partial[partial_offset(p, place.split, place.group, place.row0 + row, place.col0 + col, place.cols)] =
-              sums[i][j][e];
-        }
+    for (int c = 0; c < Multiplier::kCols; ++c) {
+      const int row = sums.row(r), col = sums.col(c);
+      if (row < place.rows_here && col < place.cols_here) {
+        partial[partial_offset(p, place.split, place.group, place.row0 + row, place.col0 + col, place.cols)] =
+            sums.at(r, c);
       }
     }
   }
@@ -213,10 +142,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
   const int64_t first = place.split * plan.split_steps;
   const int64_t left = Loader::steps(p, view) - first;
   const int64_t steps = left < plan.split_steps ? left : plan.split_steps;
-  const MmaThread<Tile> thread;
-  MmaSums<Tile> sums, total;
-  clear<Tile>(sums);
-  clear<Tile>(total);
+  float* const totals = reinterpret_cast<float*>(shared + Shared::kTotals);
+  typename Shared::Multiplier sums;
 
   if (steps > 0) {  // uniform over the block; without it an extent may be 0 and has no digits
     const LoaderArguments<scalar_t> arguments{
@@ -230,7 +157,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
     const auto tile_a = [&](int stage) { return shared + stage * Shared::kStageBytes; };
     const auto tile_b = [&](int stage) { return tile_a(stage) + Loader::OperandA::kBytes; };
 #pragma unroll 1
-    for (int stage = 0; stage < kStages - 1; ++stage) {
+    for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
       __syncthreads();  // the loader's table
       if (stage < steps) {
         loader.issue(tile_a(stage), tile_b(stage));
@@ -238,42 +165,40 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
       }
       cp_async_commit_group();
     }
-    int stage = 0, free_stage = kStages - 1, in_chunk = 0;
+    int stage = 0, free_stage = Tile::kStages - 1, in_chunk = 0;
 #pragma unroll 1
     for (int64_t step = 0; step < steps; ++step) {
-      cp_async_wait_group<kStages - 2>();
+      cp_async_wait_group<Tile::kStages - 2>();
       __syncthreads();  // all have this stage, and all are done with the one before
-      const bool more = step + kStages - 1 < steps;
+      const bool more = step + Tile::kStages - 1 < steps;
       if (more) loader.issue(tile_a(free_stage), tile_b(free_stage));
       cp_async_commit_group();
-      multiply_step<scalar_t, Tile, Loader>(sums, tile_a(stage), tile_b(stage), thread);
+      sums.step(tile_a(stage), tile_b(stage));
       if (more) loader.finish(tile_a(free_stage), tile_b(free_stage));
       free_stage = stage;
-      stage = stage + 1 == kStages ? 0 : stage + 1;
-      if (++in_chunk == kChunkSteps) {
+      stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
+      if (++in_chunk == kChunkSteps && step + 1 < steps) {
         in_chunk = 0;
-        add<Tile>(total, sums);
-        clear<Tile>(sums);
+        sums.end_chunk(totals, step < kChunkSteps);
       }
     }
     __syncthreads();  // the stages are free for the tile of out
   }
-  add<Tile>(total, sums);
-  if (partial != nullptr) return write_partial<Tile>(p, place, partial, total, thread);
-  write_out<scalar_t, Tile, Shared>(p, view, place, plan.out_vectors, bias, out, total, thread, out_col_offsets,
-                                    shared);
+  sums.finish(totals, steps > kChunkSteps);
+  if (partial != nullptr) return write_partial(p, place, partial, sums);
+  write_out<scalar_t, Tile, Shared>(p, view, place, plan.out_vectors, bias, out, sums, out_col_offsets, shared);
 }
 
 template <typename Tile, typename Loader>
 Status launch_mma_tile(const MmaConv& c, const void* a, const void* b, const void* bias, void* out,
                        float* partial, Stream stream) {
   using scalar_t = typename Loader::scalar_t;
-  const char* const name = Loader::kNames[c.plan.large];
+  const char* const name = Loader::kNames[c.plan.tensor_cores][c.plan.large];
   dim3 grid;
   const Status status = grid_of(c.plan.blocks, name, grid);
   if (!status.ok()) return status;
   return launch(name, conv_mma_kernel<Tile, Loader>, grid, dim3(Tile::kThreads),
-                MmaShared<scalar_t, Tile, Loader>::kBytes, stream, c.problem, c.plan,
+                MmaShared<scalar_t, Tile, Loader>::bytes(c.plan), stream, c.problem, c.plan,
                 static_cast<const scalar_t*>(a), static_cast<const scalar_t*>(b),
                 static_cast<const scalar_t*>(bias), static_cast<scalar_t*>(out), partial);
 }
@@ -288,7 +213,8 @@ Status launch_mma_loader(const MmaConv& c, const void* a, const void* b, const v
     case MmaLoader::kChannels:
       return run(TypeTag<ChannelsLoader<scalar_t, Tile, false>>{});
     case MmaLoader::kChannelsFilterRows:
-      return run(TypeTag<ChannelsLoader<scalar_t, Tile, true>>{});
+      if constexpr (Tile::kTensorCores) return run(TypeTag<ChannelsLoader<scalar_t, Tile, true>>{});
+      break;
     case MmaLoader::kPlanes:
       return run(TypeTag<PlanesLoader<scalar_t, Tile>>{});
     case MmaLoader::kElements:
@@ -298,7 +224,7 @@ Status launch_mma_loader(const MmaConv& c, const void* a, const void* b, const v
     case MmaLoader::kPositionElements:
       return run(TypeTag<PositionElementsLoader<scalar_t, Tile>>{});
   }
-  return Status::error("unknown loader", "conv_mma");
+  return Status::error("no such kernel", "conv_mma");
 }
 
 }  // namespace

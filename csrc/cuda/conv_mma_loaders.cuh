@@ -38,6 +38,19 @@
 namespace fastnn::cuda {
 namespace {
 
+// A kernel's names: by CUDA cores or tensor cores, of the small tile or the large one.
+struct NameTable {
+  const char* name[2][2];
+  constexpr auto& operator[](bool tensor_cores) const { return name[tensor_cores]; }
+};
+#define FASTNN_PRODUCT_NAMES(loader)                                 \
+  {                                                                  \
+    {                                                                \
+      {"conv_fma_" loader "_small", "conv_fma_" loader "_large"},    \
+          {"conv_mma_" loader "_small", "conv_mma_" loader "_large"} \
+    }                                                                \
+  }
+
 // What a loader is made from. a and b begin at the group's part, a at the class's first tap.
 template <typename scalar_t>
 struct LoaderArguments {
@@ -63,6 +76,15 @@ template <typename scalar_t>
 __device__ __forceinline__ ColEntry<int> col_of_tile(const LoaderArguments<scalar_t>& args, int col) {
   if (col >= args.place.cols_here) return {0, kOutside, kOutside, kOutside};
   return col_entry<int>(args.p, args.view, args.place.col0 + col);
+}
+
+// The same of all columns of the tile, in shared memory; to be read after a barrier.
+template <typename Tile, typename scalar_t>
+__device__ __forceinline__ const ColEntry<int>* tabulate_cols(const LoaderArguments<scalar_t>& args,
+                                                              unsigned char* shared_table) {
+  auto* const table = reinterpret_cast<ColEntry<int>*>(shared_table);
+  for (int i = threadIdx.x; i < Tile::kN; i += Tile::kThreads) table[i] = col_of_tile(args, i);
+  return table;
 }
 
 // Where a step of forward or of the data gradient stands.
@@ -180,10 +202,10 @@ struct ChannelsLoader {
       std::conditional_t<kFiltersAlongRows, FilterColumns<scalar_t, Tile>, FilterRows<scalar_t, Tile>>;
   using OperandA = typename Filters::Operand;
   using OperandB = OperandTile<scalar_t, true, Tile::kN>;
-  static constexpr const char* kNames[] = {
-      kFiltersAlongRows ? "conv_mma_channels_filter_rows_small" : "conv_mma_channels_small",
-      kFiltersAlongRows ? "conv_mma_channels_filter_rows_large" : "conv_mma_channels_large"};
-  static constexpr int kTableBytes = 0;
+  static constexpr NameTable kNames = kFiltersAlongRows ? NameTable FASTNN_PRODUCT_NAMES("channels_filter_rows")
+                                                        : NameTable FASTNN_PRODUCT_NAMES("channels");
+  // The columns' entries, of which a thread holding its own would lack registers.
+  static constexpr int kTableBytes = Tile::kN * static_cast<int>(sizeof(ColEntry<int>));
   static constexpr int kColsAtOnce = Tile::kThreads / kChunksInStep;
   static constexpr int kCopies = Tile::kN / kColsAtOnce;
 
@@ -192,7 +214,7 @@ struct ChannelsLoader {
   const scalar_t* b;
   Filters filters;
   TapWalk<scalar_t> walk;
-  ColEntry<int> cols[kCopies];
+  const ColEntry<int>* cols;
   int col, chunk;
 
   __device__ __forceinline__ static int64_t steps(const ConvGemm& p, const ClassView& view) {
@@ -200,7 +222,7 @@ struct ChannelsLoader {
            ceil_div(p.depth.lead, kStepDepth<scalar_t>);
   }
 
-  __device__ __forceinline__ ChannelsLoader(const LoaderArguments<scalar_t>& args, unsigned char*)
+  __device__ __forceinline__ ChannelsLoader(const LoaderArguments<scalar_t>& args, unsigned char* shared_table)
       : p(args.p),
         view(args.view),
         filters(args),
@@ -208,8 +230,7 @@ struct ChannelsLoader {
         col(static_cast<int>(threadIdx.x) / kChunksInStep),
         chunk(static_cast<int>(threadIdx.x) % kChunksInStep) {
     b = args.b + chunk * kVecSize<scalar_t>;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) cols[i] = col_of_tile(args, col + i * kColsAtOnce);
+    cols = tabulate_cols<Tile>(args, shared_table);
   }
 
   __device__ __forceinline__ void issue(unsigned char* tile_a, unsigned char* tile_b) {
@@ -218,9 +239,10 @@ struct ChannelsLoader {
     const scalar_t* const from = b + walk.b + walk.lead;
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
-      const bool copies = has_lead && is_inside(p, cols[i].d + walk.d, cols[i].h + walk.h, cols[i].w + walk.w);
+      const ColEntry<int> entry = cols[col + i * kColsAtOnce];
+      const bool copies = has_lead && is_inside(p, entry.d + walk.d, entry.h + walk.h, entry.w + walk.w);
       cp_async_zero_fill<kVecBytes>(tile_b + OperandB::chunk_offset(col + i * kColsAtOnce, chunk),
-                                    copies ? from + cols[i].b : nullptr, copies ? kVecBytes : 0);
+                                    copies ? from + entry.b : nullptr, copies ? kVecBytes : 0);
     }
     walk.next(p, view);
   }
@@ -286,7 +308,7 @@ struct PlanesLoader {
   using Units = ColumnUnits<scalar_t, Tile>;
   using OperandA = typename FilterRows<scalar_t, Tile>::Operand;
   using OperandB = typename Units::Operand;
-  static constexpr const char* kNames[] = {"conv_mma_planes_small", "conv_mma_planes_large"};
+  static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("planes");
   static constexpr int kTableBytes = 0;
 
   const ConvGemm& p;
@@ -336,7 +358,7 @@ struct ElementsLoader {
   using OperandB = typename Units::Operand;
   // Of two steps: while one is fetched the next one's is written.
   static constexpr int kDepth = kStepDepth<scalar_t>;
-  static constexpr const char* kNames[] = {"conv_mma_elements_small", "conv_mma_elements_large"};
+  static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("elements");
   static constexpr int kTableBytes = 2 * kDepth * static_cast<int>(sizeof(DepthEntry<int>));
 
   const ConvGemm& p;
@@ -399,27 +421,45 @@ struct ElementsLoader {
 
 // ---- the weight gradient: k is a position of y --------------------------------------------------------------
 
+// The lines of k, positions of y, of which a thread copies one chunk of an operand's tile each.
+template <typename Operand, int kDepth, int kThreads>
+struct PositionLines {
+  static constexpr int kAtOnce = kThreads / Operand::kLineChunks;
+  static constexpr int kCopies = kDepth / kAtOnce;
+  int line, chunk;
+  Digits<int> positions[kCopies];
+
+  __device__ __forceinline__ PositionLines(int64_t k, const IndexRange& depth)
+      : line(static_cast<int>(threadIdx.x) / Operand::kLineChunks),
+        chunk(static_cast<int>(threadIdx.x) % Operand::kLineChunks) {
+#pragma unroll
+    for (int i = 0; i < kCopies; ++i) positions[i] = digits_of<int>(k + line_of(i), depth);
+  }
+  __device__ __forceinline__ int line_of(int i) const { return line + i * kAtOnce; }
+};
+
 template <typename scalar_t_, typename Tile>
 struct PositionVectorsLoader {
   using scalar_t = scalar_t_;
   using OperandA = OperandTile<scalar_t, false, Tile::kM>;
   using OperandB = OperandTile<scalar_t, false, Tile::kN>;
-  static_assert(Tile::kM == Tile::kN, "a thread's lines are those of both operands");
-  static constexpr const char* kNames[] = {"conv_mma_position_vectors_small",
-                                           "conv_mma_position_vectors_large"};
+  static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("position_vectors");
   static constexpr int kTableBytes = 0;
   static constexpr int kDepth = kStepDepth<scalar_t>;
-  static constexpr int kLinesAtOnce = Tile::kThreads / OperandA::kLineChunks;
-  static constexpr int kCopies = kDepth / kLinesAtOnce;
+  using LinesA = PositionLines<OperandA, kDepth, Tile::kThreads>;
+  using LinesB = PositionLines<OperandB, kDepth, Tile::kThreads>;
+  // Of tiles as high as wide a thread's lines are the same in both.
+  static constexpr bool kSameLines = Tile::kM == Tile::kN;
 
   const ConvGemm& p;
   const ClassView& view;
   const scalar_t* a;
   const scalar_t* b;
   ColEntry<int> col;  // of the chunk's first
-  int64_t left;       // positions from the thread's first line on
-  Digits<int> positions[kCopies], step;
-  int line, chunk;
+  int64_t left;       // positions from the step's first on
+  LinesA lines_a;
+  LinesB lines_b;
+  Digits<int> step;
   bool has_rows;
 
   __device__ __forceinline__ static int64_t steps(const ConvGemm&, const ClassView& view) {
@@ -430,33 +470,39 @@ struct PositionVectorsLoader {
       : p(args.p),
         view(args.view),
         b(args.b),
-        line(static_cast<int>(threadIdx.x) / OperandA::kLineChunks),
-        chunk(static_cast<int>(threadIdx.x) % OperandA::kLineChunks) {
-    const int first = chunk * kVecSize<scalar_t>;
+        left(view.depth.size() - args.first_step * kDepth),
+        lines_a(args.first_step * kDepth, view.depth),
+        lines_b(args.first_step * kDepth, view.depth),
+        step(digits_of<int>(kDepth, view.depth)) {
+    const int first = lines_a.chunk * kVecSize<scalar_t>;
     a = args.a + args.place.row0 + first;
     has_rows = first < args.place.rows_here;
-    col = col_of_tile(args, first);
-    const int64_t k = args.first_step * kDepth + line;
-    left = view.depth.size() - k;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) positions[i] = digits_of<int>(k + i * kLinesAtOnce, view.depth);
-    step = digits_of<int>(kDepth, view.depth);
+    col = col_of_tile(args, lines_b.chunk * kVecSize<scalar_t>);
+  }
+
+  __device__ __forceinline__ void copy_a(unsigned char* tile, int i, const DepthEntry<int>& entry) const {
+    const bool copies = lines_a.line_of(i) < left && has_rows;
+    cp_async_zero_fill<kVecBytes>(tile + OperandA::chunk_offset(lines_a.line_of(i), lines_a.chunk),
+                                  copies ? a + entry.a : nullptr, copies ? kVecBytes : 0);
   }
 
   __device__ __forceinline__ void issue(unsigned char* tile_a, unsigned char* tile_b) {
 #pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const auto entry = depth_entry<int>(p, positions[i]);
-      const bool exists = i * kLinesAtOnce < left;
-      const bool from_a = exists && has_rows;
-      const bool from_b =
-          exists && col.d != kOutside && is_inside(p, entry.d + col.d, entry.h + col.h, entry.w + col.w);
-      const int k = line + i * kLinesAtOnce;
-      cp_async_zero_fill<kVecBytes>(tile_a + OperandA::chunk_offset(k, chunk), from_a ? a + entry.a : nullptr,
-                                    from_a ? kVecBytes : 0);
-      cp_async_zero_fill<kVecBytes>(tile_b + OperandB::chunk_offset(k, chunk),
-                                    from_b ? b + entry.b + col.b : nullptr, from_b ? kVecBytes : 0);
-      advance(positions[i], step, view.depth);
+    for (int i = 0; i < LinesB::kCopies; ++i) {
+      const auto entry = depth_entry<int>(p, lines_b.positions[i]);
+      const bool copies = lines_b.line_of(i) < left && col.d != kOutside &&
+                          is_inside(p, entry.d + col.d, entry.h + col.h, entry.w + col.w);
+      cp_async_zero_fill<kVecBytes>(tile_b + OperandB::chunk_offset(lines_b.line_of(i), lines_b.chunk),
+                                    copies ? b + entry.b + col.b : nullptr, copies ? kVecBytes : 0);
+      if constexpr (kSameLines) copy_a(tile_a, i, entry);
+      advance(lines_b.positions[i], step, view.depth);
+    }
+    if constexpr (!kSameLines) {
+#pragma unroll
+      for (int i = 0; i < LinesA::kCopies; ++i) {
+        copy_a(tile_a, i, depth_entry<int>(p, lines_a.positions[i]));
+        advance(lines_a.positions[i], step, view.depth);
+      }
     }
     left -= kDepth;
   }
@@ -474,8 +520,7 @@ struct PositionElementsLoader {
   static constexpr int kUnits = kDepth / kInUnit;  // of a row
   static constexpr int kRowsAtOnce = Tile::kThreads / kUnits;
   static constexpr int kRows = Tile::kM / kRowsAtOnce, kCols = Tile::kN / kRowsAtOnce;
-  static constexpr const char* kNames[] = {"conv_mma_position_elements_small",
-                                           "conv_mma_position_elements_large"};
+  static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("position_elements");
   static constexpr int kTableBytes = Tile::kN * static_cast<int>(sizeof(ColEntry<int>));
 
   const ConvGemm& p;
@@ -500,9 +545,7 @@ struct PositionElementsLoader {
         unit(static_cast<int>(threadIdx.x) % kUnits),
         row(static_cast<int>(threadIdx.x) / kUnits),
         rows_here(args.place.rows_here) {
-    auto* const table = reinterpret_cast<ColEntry<int>*>(shared_table);
-    for (int i = threadIdx.x; i < Tile::kN; i += Tile::kThreads) table[i] = col_of_tile(args, i);
-    cols = table;
+    cols = tabulate_cols<Tile>(args, shared_table);
     a = args.a + (args.place.row0 + row) * p.a_row;
     const int64_t k = args.first_step * kDepth + unit * kInUnit;
     left = view.depth.size() - k;

@@ -10,6 +10,7 @@
 #include "conv_gemm_problem.cuh"
 #include "conv_index.cuh"
 #include "conv_mma_tiles.cuh"
+#include "conv_multiply.cuh"
 
 namespace fastnn::cuda {
 namespace {
@@ -23,7 +24,12 @@ struct MmaTile {
   static constexpr int kMinBlocks = kBlocks;
   static constexpr int kFragmentsM = kM / kWarpsM / 16;  // m16 of a warp
   static constexpr int kFragmentsN = kN / kWarpsN / 8;   // n8 of a warp
+  // Three steps of copies under way: 1,500 cycles of multiplications, beyond the latency of device memory.
+  static constexpr int kStages = 4;
+  static constexpr bool kTensorCores = true;
   static_assert(kFragmentsN % 2 == 0, "fragments of B are read two at a time");
+  template <typename scalar_t, typename OperandA, typename OperandB>
+  using Multiplier = TensorCoreMultiplier<scalar_t, MmaTile, OperandA, OperandB>;
 };
 
 // Two sums of 64 elements a thread, of the chunk and of all chunks before it, leave room for one block. Of each
@@ -34,6 +40,26 @@ using LargeMmaTile = MmaTile<128, 128, 2, 4, 1>;
 // multiply-adds a byte of shared memory.
 using SmallMmaTile = MmaTile<64, 64, 2, 2, 3>;
 
+// kThreadsM x kThreadsN threads share the tile.
+template <int kRows, int kCols, int kBlocks>
+struct FmaTile {
+  static constexpr int kM = kRows, kN = kCols;
+  static constexpr int kThreadsM = kM / 8, kThreadsN = kN / 8;
+  static constexpr int kThreads = kThreadsM * kThreadsN;
+  static constexpr int kMinBlocks = kBlocks;
+  // A step takes the blocks of a multiprocessor 3,000 cycles.
+  static constexpr int kStages = 3;
+  static constexpr bool kTensorCores = false;
+  static_assert(kThreadsM % 8 == 0 && kThreadsN % 4 == 0, "a warp has 8 x 4 of them");
+  template <typename scalar_t, typename OperandA, typename OperandB>
+  using Multiplier = CudaCoreMultiplier<FmaTile, OperandA, OperandB>;
+};
+
+// 128 x 64 x 16 multiply-adds for 12 KB of a step, 1,024 cycles of a multiprocessor: 12 bytes a cycle from L2,
+// which gives some 20 to each.
+using LargeFmaTile = FmaTile<128, 64, 3>;
+using SmallFmaTile = FmaTile<64, 64, 4>;
+
 // Steps of k whose products are summed on their own. The sum of the chunks' sums does not depend on how many
 // blocks share the chunks, so the bits of a sample do not depend on the batch that it is in; and where a tensor
 // core cuts off digits at each addition, toward zero, it does so at most 64 times in a row.
@@ -41,7 +67,7 @@ constexpr int kChunkSteps = 32;
 
 enum class MmaLoader {
   kChannels,            // activations' channels side by side, filters along k
-  kChannelsFilterRows,  // the same, filters along rows
+  kChannelsFilterRows,  // the same, filters along rows; by tensor cores alone, the others would lack registers
   kPlanes,              // activations with any strides, tap by tap
   kElements,            // the same, each (tap, lead) on its own
   kPositionVectors,     // weight gradient of channels side by side
@@ -49,10 +75,12 @@ enum class MmaLoader {
 };
 
 struct MmaPlan {
+  bool tensor_cores;  // else CUDA cores, in float32
   bool large;
   int64_t tiles_m, tiles_n;
   int64_t splits, split_steps;  // blocks that share k, and steps of each, whole chunks
   int64_t blocks;
+  bool adds_chunks;  // whether a block has more than one chunk
   // The runs of out along rows or columns, whichever is contiguous, are whole aligned vectors.
   bool out_vectors;
 };
@@ -76,24 +104,26 @@ inline bool is_multiple(std::initializer_list<int64_t> values, int64_t of) {
   return std::all_of(values.begin(), values.end(), [of](int64_t v) { return v % of == 0; });
 }
 
-// A multiprocessor takes its tiles one after the other, however few other ones have; a large tile is the work
-// of four small ones and takes as long as three of them, since they wait more for shared memory.
-inline bool large_tile_is_faster(int64_t large_blocks, int64_t small_blocks) {
-  return ceil_div(large_blocks, kFullGrid) * 3 <= ceil_div(small_blocks, kFullGrid);
+// A multiprocessor takes its tiles one after the other, however few other ones have. On tensor cores a large
+// tile is the work of four small ones and takes as long as three of them, since they wait more for shared
+// memory; on CUDA cores it is the work and the time of two.
+inline bool large_tile_is_faster(int64_t large_blocks, int64_t small_blocks, bool tensor_cores) {
+  const int64_t small_waves = ceil_div(small_blocks, kFullGrid);
+  return ceil_div(large_blocks, kFullGrid) * (tensor_cores ? 3 : 2) <= small_waves;
 }
 
-inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
+template <typename Large, typename Small>
+MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
   MmaPlan plan{};
   const int64_t cols = p.cols.size();
   const int64_t classes = p.classes[0] * p.classes[1] * p.classes[2];
   const auto blocks = [&](int block_m, int block_n) {
     return ceil_div(p.rows, block_m) * ceil_div(cols, block_n) * p.groups * classes;
   };
-  const int64_t large = blocks(LargeMmaTile::kM, LargeMmaTile::kN);
-  const int64_t small = blocks(SmallMmaTile::kM, SmallMmaTile::kN);
-  plan.large = p.rows > SmallMmaTile::kM && cols > SmallMmaTile::kN && large_tile_is_faster(large, small);
-  const int block_m = plan.large ? LargeMmaTile::kM : SmallMmaTile::kM;
-  const int block_n = plan.large ? LargeMmaTile::kN : SmallMmaTile::kN;
+  const int64_t large = blocks(Large::kM, Large::kN), small = blocks(Small::kM, Small::kN);
+  plan.large = p.rows > Small::kM && large_tile_is_faster(large, small, Large::kTensorCores);
+  const int block_m = plan.large ? Large::kM : Small::kM;
+  const int block_n = plan.large ? Large::kN : Small::kN;
   plan.tiles_m = ceil_div(p.rows, block_m);
   plan.tiles_n = ceil_div(cols, block_n);
   plan.blocks = plan.large ? large : small;
@@ -101,7 +131,7 @@ inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
   const int64_t chunks = ceil_div(steps, kChunkSteps);
   plan.splits = 1;
   plan.split_steps = std::max<int64_t>(steps, 1);
-  const int64_t wave = kFullGrid * (plan.large ? LargeMmaTile::kMinBlocks : SmallMmaTile::kMinBlocks);
+  const int64_t wave = kFullGrid * (plan.large ? Large::kMinBlocks : Small::kMinBlocks);
   if (classes == 1 && chunks > 1 && plan.blocks > 0 && plan.blocks * 2 <= wave) {
     // Where the bits must not depend on how k is shared, a chunk is a block's whole part or none is.
     const int64_t wanted = p.sums_batch ? std::min(chunks, wave / plan.blocks) : chunks;
@@ -110,6 +140,14 @@ inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
     plan.splits = ceil_div(chunks, chunks_each);
     plan.blocks *= plan.splits;
   }
+  plan.adds_chunks = plan.split_steps > kChunkSteps;
+  return plan;
+}
+
+inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, bool tensor_cores) {
+  MmaPlan plan = tensor_cores ? choose_mma_plan<LargeMmaTile, SmallMmaTile>(p, steps)
+                              : choose_mma_plan<LargeFmaTile, SmallFmaTile>(p, steps);
+  plan.tensor_cores = tensor_cores;
   return plan;
 }
 
@@ -130,7 +168,8 @@ inline bool out_is_vectors(const ConvGemm& p, const void* out, int64_t vec) {
 
 // The loader of forward and of the data gradient, whose filters have strides `w` of (row, lead, d, h, w).
 template <typename scalar_t>
-MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const void* b, const void* out) {
+MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const void* b, const void* out,
+                  bool tensor_cores) {
   constexpr int64_t kVec = kVecSize<scalar_t>;
   MmaConv c{};
   const bool one_class = p.classes[0] * p.classes[1] * p.classes[2] == 1;
@@ -150,7 +189,8 @@ MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const vo
   if (in_place && p.a_depth[0] == 1 && is_multiple({leads, p.a_row}, kVec)) {
     c.loader = channels ? MmaLoader::kChannels : MmaLoader::kPlanes;
     p.filter_leads = leads;
-  } else if (in_place && channels && p.a_row == 1 && is_multiple({p.rows, p.a_depth[0]}, kVec)) {
+  } else if (in_place && channels && tensor_cores && p.a_row == 1 &&
+             is_multiple({p.rows, p.a_depth[0]}, kVec)) {
     c.loader = MmaLoader::kChannelsFilterRows;
     p.filter_leads = leads;
   } else {
@@ -174,7 +214,7 @@ MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const vo
   const int64_t taps = p.depth.spatial[0] * p.depth.spatial[1] * p.depth.spatial[2];
   const int64_t steps =
       flat ? ceil_div(leads * taps, kStepDepth<scalar_t>) : taps * ceil_div(leads, kStepDepth<scalar_t>);
-  c.plan = choose_mma_plan(p, steps);
+  c.plan = choose_mma_plan(p, steps, tensor_cores);
   c.plan.out_vectors = out_is_vectors(p, out, kVec);
   c.problem = p;
   return c;
@@ -206,16 +246,21 @@ inline bool mma_takes(const ConvGemm& p) {
   return !p.wide && p.groups <= kMaxPackGroups && p.rows >= kMinMmaRows && p.depth.lead * taps >= kMinMmaDepth;
 }
 
+template <typename Params>
+bool uses_tensor_cores(const Params& p) {
+  return p.dtype != DType::kFloat32 || p.allow_tf32;
+}
+
 template <typename scalar_t>
 MmaConv mma_conv(const ConvForwardParams& params) {
   return plan_taps<scalar_t>(forward_problem(params), filters_of(params.geometry, params.w_strides, true),
-                             params.w, params.x, params.y);
+                             params.w, params.x, params.y, uses_tensor_cores(params));
 }
 
 template <typename scalar_t>
 MmaConv mma_conv(const ConvGradInputParams& params) {
   return plan_taps<scalar_t>(grad_input_problem(params), filters_of(params.geometry, params.w_strides, false),
-                             params.w, params.grad_y, params.grad_x);
+                             params.w, params.grad_y, params.grad_x, uses_tensor_cores(params));
 }
 
 template <typename scalar_t>
@@ -233,7 +278,7 @@ MmaConv mma_conv(const ConvGradWeightParams& params) {
                    p.a_depth[2], p.a_depth[3], p.b_spatial[0], p.b_spatial[1], p.b_spatial[2]},
                   kVec);
   c.loader = vectors ? MmaLoader::kPositionVectors : MmaLoader::kPositionElements;
-  c.plan = choose_mma_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>));
+  c.plan = choose_mma_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>), uses_tensor_cores(params));
   c.plan.out_vectors = out_is_vectors(p, params.grad_w, kVec);
   c.problem = p;
   return c;

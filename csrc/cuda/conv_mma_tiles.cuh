@@ -39,6 +39,7 @@ constexpr int kStepDepth = kStepBytes / static_cast<int>(sizeof(scalar_t));
 
 template <typename scalar_t, bool kAlongK, int kMN>
 struct OperandTile {
+  static constexpr bool kRunsAlongK = kAlongK;
   static constexpr int kBytes = kMN * kStepBytes;
   static constexpr int kLineChunks = kMN * static_cast<int>(sizeof(scalar_t)) / kVecBytes;  // along mn
   static constexpr bool kHalf = sizeof(scalar_t) == 2;
