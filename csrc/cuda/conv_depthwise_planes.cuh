@@ -37,6 +37,10 @@ constexpr int kStripRows = 4;
 // More filters than this fill no tile: they are as many as the tensor's elements.
 constexpr int64_t kMostFilterBytes = 16 * 1024;
 
+// Blocks that a multiprocessor's registers have room for: the filter, sums and sources of 5x5 want 85 a thread.
+template <typename Window>
+constexpr int kPlanesBlocks = Window::kSize > 3 ? 3 : 4;
+
 // Columns of a thread.
 template <typename scalar_t, typename Window>
 constexpr int strip_columns() {
@@ -223,14 +227,14 @@ __device__ __forceinline__ void compute_any(const DepthwiseTile<scalar_t>& t, co
 template <bool kTransposed_>
 struct AnyDepthwiseWindow {
   static constexpr bool kTransposed = kTransposed_;
-  static constexpr int kStride = 0;
+  static constexpr int kSize = 0, kStride = 0;
 };
 
 template <typename Window>
 constexpr bool is_any_window = Window::kStride == 0;
 
 template <typename scalar_t, typename Window>
-__global__ void __launch_bounds__(kTileThreads, 4)
+__global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
     conv_depthwise_planes_kernel(DepthwiseConv c, const scalar_t* source, const scalar_t* w, const scalar_t* bias,
                                  scalar_t* result, PlaneTiles<tile_direction(Window::kTransposed)> plan,
                                  TileStrips strips, int64_t of_plane, TileWindowAxis rows,
@@ -270,7 +274,7 @@ struct PlaneLanes {
 };
 
 template <typename scalar_t, typename Window>
-__global__ void __launch_bounds__(kTileThreads, 4)
+__global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
     conv_depthwise_weight_planes_kernel(DepthwiseConv c, const scalar_t* x, const scalar_t* grad_y,
                                         acc_type<scalar_t>* partial, PlaneTiles<Direction::kForward> plan,
                                         int64_t of_plane, PlaneLanes share) {
