@@ -51,7 +51,7 @@ format: build
 # Registers, shared memory and spills of every kernel, as nvcc reports them; needs nvcc, no GPU.
 cuda-report:
 	$(PYTHON) tools/cuda_resources.py --out build/cuda_resources.json \
-	  --compare benchmarks/results/cuda_resources.json
+	  --compare benchmarks/results/cuda_resources.json $(ARGS)
 
 clean:
 	rm -rf build $(VENV) fastnn/*.so fastnn/_build.json *.egg-info

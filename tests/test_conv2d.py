@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -23,7 +24,7 @@ import fastnn
 from fastnn.testing import bounds
 from fastnn.testing.access_profile import access_profile
 from fastnn.testing.cases import ALL_DTYPES, CONV2D, Conv2dCase, generator_for, lay_out
-from fastnn.testing.emulation import emulated_cuda
+from fastnn.testing.emulation import device_capability, emulated_cuda
 
 BY_ID = {case.id: case for case in CONV2D}
 # Channels and positions both more than one, or the two formats are the same strides.
@@ -266,6 +267,45 @@ def test_depthwise_at_any_address_gives_the_same_bits(case, layout, dtype, backe
         assert torch.equal(got, want)
 
 
+# Groups of few channels: vectors of leads and results that are whole and that are not, filters staged in one go and in
+# several, groups beyond a block's lanes, transposed windows.
+SMALL_GROUPS = [
+    Conv2dCase(
+        id="small_groups_" + name, shape=shape, filters=filters, kernel=kernel, groups=groups, small=True, **options
+    )
+    for name, shape, filters, kernel, groups, options in (
+        ("of_4", (2, 32, 9, 10), 32, (3, 3), 8, {"padding": 1}),
+        ("of_4_stride_2", (2, 16, 11, 12), 16, (3, 3), 4, {"stride": 2, "padding": 1}),
+        ("of_8", (2, 24, 7, 9), 24, (3, 3), 3, {"padding": 1}),
+        ("of_2", (3, 8, 6, 7), 8, (3, 3), 4, {"padding": 1}),
+        ("of_3_to_5", (2, 9, 7, 8), 15, (3, 2), 3, {"padding": 1, "bias": False}),
+        ("of_8_to_6", (2, 16, 7, 8), 12, (3, 3), 2, {"stride": (2, 1), "dilation": (1, 2), "padding": 2}),
+        ("of_16", (1, 32, 5, 6), 32, (3, 3), 2, {"padding": 1}),
+        ("of_16_5x5", (1, 32, 7, 6), 32, (5, 5), 2, {"padding": 2}),
+        ("many_groups", (1, 160, 5, 5), 160, (3, 3), 40, {"padding": 1}),
+        ("wide_image", (1, 8, 3, 150), 8, (3, 3), 2, {"padding": 1}),
+        ("one_result_each", (2, 12, 6, 7), 3, (3, 3), 3, {"padding": 1}),
+        ("stride_3", (2, 8, 13, 12), 8, (2, 2), 2, {"stride": 3}),
+    )
+]
+
+
+@grid(SMALL_GROUPS, layouts=["contiguous", "channels_last", "sliced"])
+def test_small_groups(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_small_groups_keep_what_is_not_finite(layout, backend):
+    """NaN in one group reaches no other; a weight that is not finite meets no padding."""
+    x = torch.ones(1, 16, 6, 7)
+    x[:, 5] = float("nan")
+    w = torch.ones(16, 4, 3, 3)
+    out = fastnn.functional.conv2d(lay_out(x, layout).to(backend.device), w.to(backend.device), padding=1, groups=4)
+    nan = out.isnan().flatten(2).any(2)[0]
+    assert nan.tolist() == [4 <= k < 8 for k in range(16)]
+
+
 FEW_CHANNELS = [
     # shape, filters, kernel, options
     ((2, 3, 30, 50), 64, (7, 7), {"stride": 2, "padding": 3}),  # positions as columns where channels are planes
@@ -384,6 +424,7 @@ PRODUCTS = [
         ("whole_tiles", (2, 64, 8, 16), 64, (3, 3), {"padding": 1}),
         ("every_edge", (3, 40, 9, 7), 72, (3, 3), {"padding": 1}),
         ("large_tile", (9, 16, 31, 31), 72, (1, 1), {}),
+        ("large_tile_of_floats", (5, 16, 31, 31), 72, (1, 1), {}),
         ("large_tile_edges", (8, 24, 33, 34), 120, (2, 1), {"bias": False}),
         ("chunks", (2, 136, 6, 5), 24, (3, 3), {"padding": 1}),
         ("chunks_of_one_tap", (1, 1100, 4, 4), 16, (1, 1), {}),
@@ -422,23 +463,6 @@ def test_tf32_where_it_is_allowed(case, dtype, layout, backend):
         check_values_and_gradients(case, dtype, layout, backend.device)
 
 
-@grid(
-    [c for c in [*MANY_CHANNELS, *PRODUCTS, *DEPTHWISE] if c.shape[0] > 1],
-    dtypes=[torch.float32, torch.bfloat16],
-    layouts=["contiguous", "channels_last"],
-)
-def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
-    inputs = make_inputs(case, dtype, layout, backend.device)
-    (out,) = case.apply(fastnn.functional, inputs)
-    cotangent = lay_out(torch.randn(out.shape, generator=generator_for("cotangent", case.id)).to(out), layout)
-    (grad,) = torch.autograd.grad(out, inputs["input"], cotangent)
-    alone = {**inputs, "input": lay_out(inputs["input"].detach()[1:2].clone(), layout).requires_grad_()}
-    (out_alone,) = case.apply(fastnn.functional, alone)
-    (grad_alone,) = torch.autograd.grad(out_alone, alone["input"], lay_out(cotangent[1:2].clone(), layout))
-    assert torch.equal(out_alone, out[1:2])
-    assert torch.equal(grad_alone, grad[1:2])
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("dtype", "shape", "filters"),
@@ -454,7 +478,199 @@ def test_a_sample_whose_k_is_split_has_the_bits_of_a_batch_whose_k_is_not(dtype,
     assert torch.equal(alone, whole[3:4])
 
 
+# Products on Hopper's tensor cores (csrc/cuda/conv_wgmma_plan.cuh): for each direction every tile, its edges in rows,
+# columns and k, one chunk of k and several, k shared by blocks, residue classes of which some have no tap, groups.
+# With each the kernels that the emulated device, of four multiprocessors, is to use for output and gradients.
+FEW, WIDE, TALL, SQUARE = "taps_few_rows", "taps_wide", "taps_tall", "taps_square"
+FEW_ACROSS, WIDE_ACROSS = "taps_across_few_rows", "taps_across_wide"
+TALL_ACROSS, SQUARE_ACROSS = "taps_across_tall", "taps_across_square"
+TURNS, SQUARE_POSITIONS, TALL_POSITIONS = "positions_turns", "positions_square", "positions_tall"
+HOPPER = [
+    (Conv2dCase(id="hopper_" + name, shape=shape, filters=filters, kernel=kernel, small=True, **options), kernels)
+    for name, shape, filters, kernel, options, kernels in (
+        ("few_rows", (2, 64, 8, 16), 64, (3, 3), {"padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("wide", (4, 64, 19, 19), 256, (1, 1), {}, (WIDE, FEW_ACROSS, SQUARE_POSITIONS)),
+        ("wide_across", (3, 136, 20, 21), 72, (1, 1), {"bias": False}, (TALL, WIDE_ACROSS, SQUARE_POSITIONS)),
+        ("tall_chunks", (2, 136, 13, 14), 136, (3, 3), {"padding": 1}, (TALL, TALL_ACROSS, SQUARE_POSITIONS)),
+        ("square_edges", (3, 40, 9, 7), 72, (3, 3), {"padding": 1}, (SQUARE, FEW_ACROSS, SQUARE_POSITIONS)),
+        ("splits", (1, 2048, 4, 3), 72, (1, 1), {}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+        ("splits_across", (1, 72, 4, 3), 2048, (1, 1), {}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+        ("stride_2", (2, 32, 9, 9), 48, (3, 3), {"stride": 2, "padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("stride_2_1x1", (2, 32, 14, 14), 24, (1, 1), {"stride": 2}, (FEW, FEW_ACROSS, TURNS)),
+        (
+            "stride_3_dilated",
+            (1, 24, 14, 13),
+            32,
+            (3, 3),
+            {"stride": 3, "dilation": 2, "padding": 2},
+            (FEW, FEW_ACROSS, TURNS),
+        ),
+        (
+            "mixed",
+            (2, 24, 9, 20),
+            72,
+            (3, 3),
+            {"stride": (1, 2), "dilation": (2, 1), "padding": (2, 0)},
+            (SQUARE, FEW_ACROSS, SQUARE_POSITIONS),
+        ),
+        ("even_filter", (2, 24, 8, 9), 88, (2, 4), {"padding": (0, 1)}, (SQUARE, FEW_ACROSS, SQUARE_POSITIONS)),
+        ("5x5", (2, 32, 9, 11), 40, (5, 5), {"padding": 2}, (FEW, FEW_ACROSS, TURNS)),
+        ("four_taps_a_step", (2, 16, 9, 11), 32, (5, 5), {"padding": 2}, (FEW, FEW_ACROSS, TURNS)),
+        ("four_taps_a_step_across", (2, 32, 9, 9), 16, (3, 3), {"stride": 2, "padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("groups_of_16", (2, 48, 7, 7), 48, (3, 3), {"groups": 3, "padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("groups", (2, 96, 7, 7), 64, (3, 3), {"groups": 2, "padding": 1}, (FEW, FEW_ACROSS, TURNS)),
+        ("groups_of_80", (2, 160, 5, 6), 160, (3, 3), {"groups": 2}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+        ("one_image", (1, 128, 7, 7), 80, (3, 3), {"padding": 1}, (SQUARE, SQUARE_ACROSS, SQUARE_POSITIONS)),
+    )
+]
+HOPPER_CASES = [case for case, _ in HOPPER]
+
+
+@grid(HOPPER_CASES, dtypes=[torch.float16, torch.bfloat16], layouts=["channels_last"])
+def test_hopper(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@grid(HOPPER_CASES, dtypes=[torch.float32], layouts=["channels_last"])
+def test_hopper_tf32(case, dtype, layout, backend):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True), bounds.tf32_products():
+        check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@grid(
+    [dataclasses.replace(case, values="integers") for case in HOPPER_CASES],
+    dtypes=[torch.bfloat16],
+    layouts=["channels_last"],
+)
+def test_hopper_is_exact_with_integers(case, dtype, layout, backend):
+    check_exact(case, dtype, layout, backend.device)
+
+
+@grid(HOPPER_CASES, dtypes=[torch.bfloat16], layouts=["channels_last"])
+def test_hopper_gives_the_same_bits_in_any_order(case, dtype, layout, backend):
+    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=False)
+
+
+@grid(
+    [c for c in [*MANY_CHANNELS, *PRODUCTS, *HOPPER_CASES, *DEPTHWISE, *SMALL_GROUPS] if c.shape[0] > 1],
+    dtypes=[torch.float32, torch.bfloat16],
+    layouts=["contiguous", "channels_last"],
+)
+def test_a_sample_alone_has_the_bits_of_its_batch(case, dtype, layout, backend):
+    inputs = make_inputs(case, dtype, layout, backend.device)
+    (out,) = case.apply(fastnn.functional, inputs)
+    cotangent = lay_out(torch.randn(out.shape, generator=generator_for("cotangent", case.id)).to(out), layout)
+    (grad,) = torch.autograd.grad(out, inputs["input"], cotangent)
+    alone = {**inputs, "input": lay_out(inputs["input"].detach()[1:2].clone(), layout).requires_grad_()}
+    (out_alone,) = case.apply(fastnn.functional, alone)
+    (grad_alone,) = torch.autograd.grad(out_alone, alone["input"], lay_out(cotangent[1:2].clone(), layout))
+    assert torch.equal(out_alone, out[1:2])
+    assert torch.equal(grad_alone, grad[1:2])
+
+
+def kernels_of(call):
+    """The names of the Hopper kernels that the emulator runs, without what all begin with, and the call's result."""
+    with access_profile() as kernels:
+        result = call()
+    prefix = "conv_wgmma_"
+    names = [k.name.removeprefix(prefix) for k in kernels if k.name.startswith(prefix) and k.name[-6:] != "kernel"]
+    return names, result
+
+
+@pytest.mark.parametrize(("case", "kernels"), HOPPER, ids=[case.id for case in HOPPER_CASES])
+def test_each_hopper_kernel_has_a_case(case, kernels):
+    inputs = make_inputs(case, torch.bfloat16, "channels_last", "cpu")
+    with emulated_cuda():
+        forward, (out,) = kernels_of(lambda: case.apply(fastnn.functional, inputs))
+        cotangent = lay_out(torch.ones_like(out), "channels_last")
+        used = [forward]
+        for name in ("input", "weight"):
+            names, _ = kernels_of(lambda n=name: torch.autograd.grad(out, inputs[n], cotangent, retain_graph=True))
+            used.append(names)
+    assert used == [[kernel] for kernel in kernels]
+
+
+@pytest.mark.parametrize("direction", ["forward", "grad_input"])
+def test_hopper_samples_whose_k_is_split(direction, backend):
+    """They have the bits that they have in a batch so large that k is not split."""
+    generator = torch.Generator().manual_seed(0)
+    filters, channels = (72, 2048) if direction == "forward" else (2048, 72)
+    batch = torch.randn(24, 2048, 4, 3, generator=generator).bfloat16().to(backend.device)
+    w = lay_out(
+        torch.randn(filters, channels, 1, 1, generator=generator).bfloat16().to(backend.device), "channels_last"
+    )
+
+    def run(x):
+        x = lay_out(x, "channels_last")
+        if direction == "forward":
+            return fastnn.functional.conv2d(x, w)
+        size = (x.shape[0], channels, 4, 3)
+        return torch.ops.fastnn.convolution_grad_input(x, w, size, (1, 1), (0, 0, 0, 0), (1, 1), 1, True)
+
+    if backend.name == "emulated":
+        for images, splits in ((1, True), (24, False)):
+            with access_profile() as kernels:
+                run(batch[:images])
+            assert any(k.name == "conv_sum_splits_kernel" for k in kernels) == splits
+    assert torch.equal(run(batch[3:4]), run(batch)[3:4])
+
+
+def test_the_tall_tile_of_hopper_weight_gradients(backend):
+    """It pays for long sums, which the emulator takes seconds for: the weight's gradient alone."""
+    generator = torch.Generator().manual_seed(0)
+    shape, filters = (3, 64, 66, 76), 136
+    x = lay_out(torch.randint(-4, 5, shape, generator=generator).bfloat16(), "channels_last").to(backend.device)
+    grad = lay_out(torch.randint(-4, 5, (3, filters, 66, 74), generator=generator).bfloat16(), "channels_last")
+    grad = grad.to(backend.device)
+
+    def call():
+        return torch.ops.fastnn.convolution_grad_weight(
+            x, grad, (filters, 64, 1, 3), (1, 1), (0, 0, 0, 0), (1, 1), 1, True
+        )
+
+    names, result = kernels_of(call) if backend.name == "emulated" else ([TALL_POSITIONS], call())
+    assert names == [TALL_POSITIONS]
+    expected = torch.nn.grad.conv2d_weight(x.float(), (filters, 64, 1, 3), grad.float())
+    assert torch.equal(result, expected.bfloat16())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_hopper_in_three_dimensions(stride, backend):
+    generator = torch.Generator().manual_seed(0)
+    form = torch.channels_last_3d
+    x = torch.randint(-4, 5, (2, 24, 5, 6, 7), generator=generator).to(backend.device, torch.bfloat16)
+    w = torch.randint(-4, 5, (80, 24, 3, 2, 3), generator=generator).to(backend.device, torch.bfloat16)
+    leaves = [t.contiguous(memory_format=form).requires_grad_() for t in (x, w)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    want = torch.nn.functional.conv3d(*exact, stride=stride, padding=(1, 0, 1))
+    out = torch.ops.fastnn.convolution(*leaves, None, [stride] * 3, [1, 1, 0, 0, 1, 1], [1, 1, 1], 1)
+    cotangent = torch.randint(-4, 5, out.shape, generator=generator).to(out).contiguous(memory_format=form)
+    grads = torch.autograd.grad(out, leaves, cotangent)
+    for got, exact_value in zip(
+        (out, *grads), (want, *torch.autograd.grad(want, exact, cotangent.double())), strict=True
+    ):
+        assert torch.equal(got, exact_value.to(got.dtype))
+
+
+# What Hopper's kernels take in the tests above, by the kernels of devices before it.
+@grid(
+    [case for case in (*PRODUCTS, *HOPPER_CASES) if "large" not in case.id],
+    dtypes=[torch.bfloat16],
+    layouts=["channels_last"],
+)
+def test_tensor_cores_before_hopper(case, dtype, layout):
+    with emulated_cuda(), device_capability(80):
+        check_values_and_gradients(case, dtype, layout, torch.device("cpu"))
+
+
 CHANNELS_LAST_MMA = "mma_channels mma_channels_filter_rows mma_position_vectors"
+DEPTHWISE_CHANNELS = "depthwise_channels depthwise_channels depthwise_weight_channels"
+DEPTHWISE_CHANNELS_ANY = "depthwise_channels_any depthwise_channels_any channel_sum"
+DEPTHWISE_PLANES = "depthwise_planes depthwise_planes depthwise_weight_planes"
+DEPTHWISE_PLANES_ANY = "depthwise_planes depthwise_planes channel_sum"
+DEPTHWISE_GENERAL = "depthwise_forward depthwise_grad_input channel_sum"
+SMALL_GROUPS_OF_16 = "small_groups small_groups fma_position_elements"
+PLANES_MMA = "mma_planes mma_planes mma_position_elements"
 FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
 
 
@@ -497,16 +713,27 @@ FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
         ),
         ("bfloat16", False, "channels_last", (2, 30, 8, 8), 32, 3, {}, "mma_planes mma_channels mma_position_elements"),
         ("float32", False, "contiguous", (2, 64, 8, 8), 4, 1, {}, "gemm gemm gemm"),
+        ("bfloat16", False, "channels_last", (2, 8, 8, 8), 8, 3, {"groups": 8}, DEPTHWISE_CHANNELS),
+        ("float32", False, "channels_last", (2, 8, 8, 8), 8, 5, {"groups": 8, "stride": 2}, DEPTHWISE_CHANNELS),
+        ("float16", False, "channels_last", (2, 8, 8, 8), 8, 7, {"groups": 8}, DEPTHWISE_CHANNELS_ANY),
+        ("float64", False, "channels_last", (2, 8, 8, 8), 8, 3, {"groups": 8}, DEPTHWISE_CHANNELS_ANY),
+        ("bfloat16", False, "contiguous", (2, 8, 8, 8), 8, 3, {"groups": 8}, DEPTHWISE_PLANES),
+        ("float32", False, "contiguous", (2, 8, 8, 8), 8, 4, {"groups": 8}, DEPTHWISE_PLANES_ANY),
+        ("float32", False, "contiguous", (2, 8, 8, 8), 16, 3, {"groups": 8}, DEPTHWISE_GENERAL),
+        ("bfloat16", False, "channels_last", (2, 16, 8, 8), 16, 3, {"groups": 4}, "small_groups small_groups gemm"),
+        ("float32", False, "contiguous", (2, 32, 8, 8), 32, 3, {"groups": 2}, SMALL_GROUPS_OF_16),
+        ("bfloat16", False, "contiguous", (2, 32, 8, 8), 32, 3, {"groups": 2}, PLANES_MMA),
         ("float64", True, "contiguous", (2, 64, 8, 8), 64, 3, {}, "gemm gemm gemm"),
     ],
 )
 def test_which_kernel(dtype, tf32, layout, shape, filters, kernel, options, kernels):
-    """The choice of kernel by dtype, layout, shape and torch's flag for tf32."""
+    """The choice of kernel by dtype, layout, shape and torch's flag for tf32, on a device before Hopper."""
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x = torch.randn(shape).to(getattr(torch, dtype), memory_format=form)
-    w = torch.randn(filters, shape[1], kernel, kernel).to(getattr(torch, dtype), memory_format=form)
+    w_shape = (filters, shape[1] // options.get("groups", 1), kernel, kernel)
+    w = torch.randn(w_shape).to(getattr(torch, dtype), memory_format=form)
     seen = []
-    with emulated_cuda(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+    with emulated_cuda(), device_capability(80), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
         for wanted in ("output", "input", "weight"):
             leaves = {"input": x.detach().requires_grad_(), "weight": w.detach().requires_grad_()}
             with access_profile() as launched:
@@ -515,7 +742,8 @@ def test_which_kernel(dtype, tf32, layout, shape, filters, kernel, options, kern
             if wanted != "output":
                 with access_profile() as launched:
                     torch.autograd.grad(out, leaves[wanted], cotangent)
-            names = [k.name for k in launched if re.search("mma|fma|gemm", k.name)]
+            names = [k.name for k in launched if re.search("mma|fma|gemm|depthwise|groups|channel_sum", k.name)]
+            names = [name for name in names if not name.endswith("_combine")]
             assert len(names) == 1
             seen.append(re.sub("^conv_|_small$|_large$|_kernel$|implicit_", "", names[0]))
     assert " ".join(seen) == kernels

@@ -38,3 +38,22 @@ def test_what_is_worse_is_said(now, complaint):
 
 def test_architectures_that_were_not_compiled_are_not_missed():
     assert tool.compare([kernel("a")], [kernel("a"), kernel("a", arch="sm_90a")]) == []
+
+
+def test_a_build_says_what_its_kernels_need():
+    said = """[1/9] Building CXX object CMakeFiles/fastnn_cuda.dir/csrc/cuda/table.cpp.o
+[2/9] Building CUDA object CMakeFiles/fastnn_cuda.dir/csrc/cuda/conv.cu.o
+ptxas info    : Compiling entry function '_Z1av' for 'sm_90a'
+ptxas info    : Function properties for _Z1av
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 1024 bytes smem, 400 bytes cmem[0]
+[3/9] Building CUDA object CMakeFiles/fastnn_cuda.dir/csrc/cuda/max_pool.cu.o
+ptxas info    : Compiling entry function '_Z1bv' for 'sm_90a'
+ptxas info    : Function properties for _Z1bv
+    8 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers
+"""
+    first, second = tool.parse_build(said)
+    assert (first["file"], first["kernel"], first["arch"]) == ("conv.cu", "_Z1av", "sm_90a")
+    assert (first["registers"], first["shared_bytes"], first["stack_bytes"]) == (40, 1024, 0)
+    assert (second["file"], second["registers"], second["stack_bytes"]) == ("max_pool.cu", 32, 8)

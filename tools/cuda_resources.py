@@ -1,10 +1,13 @@
 """Compiles every CUDA kernel and reports what each needs of a multiprocessor; fails on spills.
 
-    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--out FILE.json] [--compare FILE.json] [--jobs 2]
+    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--log FILE] [--out FILE.json] [--compare FILE.json] [--jobs 2]
 
 Needs nvcc (on PATH or in $CUDACXX) and no GPU. One row per kernel and architecture, from ptxas: registers a
 thread, shared memory and constant bank of a block in bytes, stack frame and spills of a thread in bytes. Spilled
 registers and stack frames go through local memory, at a hundred times a register's cost, so any is an error.
+
+With --log it takes what nvcc has said in a build (of one architecture, by Ninja) as well, and compiles the other
+architectures alone.
 
 With --compare it fails as well where a kernel wants more than an earlier report says, or where the two do not have the
 same kernels, so that a regression shows without a GPU. Compilers differ: of another release of nvcc than the report's
@@ -57,6 +60,15 @@ def parse(log: str) -> list[dict]:
     return rows
 
 
+BUILDING = re.compile(r"Building CUDA object \S*/(?P<file>\w+\.cu)\.o")
+
+
+def parse_build(log: str) -> list[dict]:
+    """Rows of a build's log: Ninja prints what a file's compiler has said behind the line that names the file."""
+    pieces = BUILDING.split(log)
+    return [{"file": name, **row} for name, said in zip(pieces[1::2], pieces[2::2], strict=True) for row in parse(said)]
+
+
 def compile_one(nvcc: str, source: Path, arch: str, directory: str) -> tuple[str, list[dict]]:
     """Compiles one file for one architecture: the log where it failed, and its rows."""
     command = [nvcc, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DFASTNN_BACKEND=cuda", "-Xptxas=-v"]
@@ -100,6 +112,7 @@ def main() -> int:
     """Compiles, prints the table and writes it; 1 when a file does not compile, a kernel spills or wants more."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", nargs="+", default=["sm_80", "sm_90a"])
+    parser.add_argument("--log", type=Path, help="what a build has printed, whose architecture need not be compiled")
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
     parser.add_argument("--compare", type=Path, help="fail where a kernel wants more than this report says")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
@@ -109,14 +122,19 @@ def main() -> int:
         print("no nvcc: put the CUDA toolkit's bin directory on PATH or set CUDACXX", file=sys.stderr)
         return 2
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    built = parse_build(arguments.log.read_text(encoding="utf-8")) if arguments.log else []
+    if arguments.log and {row["file"] for row in built} != {source.name for source in sources}:
+        print(f"{arguments.log} has not said of every file what its kernels need", file=sys.stderr)
+        return 1
+    archs = [arch for arch in arguments.archs if arch not in {row["arch"] for row in built}]
     with (
         tempfile.TemporaryDirectory() as directory,
         concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool,
     ):
-        jobs = [pool.submit(compile_one, nvcc, s, a, directory) for s in sources for a in arguments.archs]
+        jobs = [pool.submit(compile_one, nvcc, s, a, directory) for s in sources for a in archs]
         results = [job.result() for job in jobs]
     failures = [log for log, _ in results if log]
-    rows = [row for _, part in results for row in part]
+    rows = built + [row for _, part in results for row in part]
     for row, name in zip(rows, demangle([row["kernel"] for row in rows]), strict=True):
         row["kernel"] = name
     spilled = [r for r in rows if r.get("stack_bytes") or r.get("spill_store_bytes") or r.get("spill_load_bytes")]

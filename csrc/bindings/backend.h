@@ -24,6 +24,9 @@ class BackendCall {
     return backend != nullptr && backend->*entry != nullptr;
   }
 
+  // On a GPU or in the emulator.
+  bool runs_cuda_kernels() const { return emulated_ || device_.is_cuda(); }
+
   // The pointers that go into the parameters: to what kernels read, to what they update in place, and to what
   // holds nothing until they have written it. Null for an undefined tensor or none. The emulator is told of
   // each: there it is an error to touch any other memory, or to do more with this than was said.

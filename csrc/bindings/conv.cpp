@@ -94,8 +94,12 @@ ConvGeometry make_geometry(const char* op, IntArrayRef x_size, IntArrayRef w_siz
 }
 
 // Whether torch's flags let a float32 convolution round its operands to tf32
-// (torch.backends.cudnn.conv.fp32_precision and what it inherits from).
-bool tf32_is_allowed() { return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV); }
+// (torch.backends.cudnn.conv.fp32_precision and what it inherits from). CPU kernels have no such thing, and do
+// not ask: of flags that contradict each other torch makes an error.
+bool tf32_is_allowed(const BackendCall& call, DType dtype) {
+  return dtype == DType::kFloat32 && call.runs_cuda_kernels() &&
+         at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+}
 
 Sizes output_size(const ConvGeometry& g, int64_t rank) {
   Sizes size{g.N, g.K};
@@ -130,7 +134,7 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
   p.bias = call.data(dense_bias);
   p.y = call.output(output);
   fill_strides(output, p.y_strides);
-  p.allow_tf32 = tf32_is_allowed();
+  p.allow_tf32 = tf32_is_allowed(call, p.dtype);
   call(&Backend::conv_forward, &Backend::conv_forward_workspace, p);
   return output;
 }
@@ -161,7 +165,7 @@ at::Tensor convolution_grad_input(const at::Tensor& grad_output, const at::Tenso
   fill_strides(weight, p.w_strides);
   p.grad_x = call.output(grad_input);
   fill_strides(grad_input, p.grad_x_strides);
-  p.allow_tf32 = tf32_is_allowed();
+  p.allow_tf32 = tf32_is_allowed(call, p.dtype);
   call(&Backend::conv_grad_input, &Backend::conv_grad_input_workspace, p);
   return grad_input;
 }
@@ -185,7 +189,7 @@ at::Tensor convolution_grad_weight(const at::Tensor& input, const at::Tensor& gr
   fill_strides(grad_output, p.grad_y_strides);
   p.grad_w = call.output(grad_weight);
   fill_strides(grad_weight, p.grad_w_strides);
-  p.allow_tf32 = tf32_is_allowed();
+  p.allow_tf32 = tf32_is_allowed(call, p.dtype);
   call(&Backend::conv_grad_weight, &Backend::conv_grad_weight_workspace, p);
   return grad_weight;
 }

@@ -7,11 +7,10 @@
 //   grad_weight   conv_depthwise_weight.cuh         conv_depthwise_planes.cuh       conv_channel_sum.cuh
 //
 // The weight gradient of other windows than 3x3 and 5x5 with stride 1 or 2, and in float64, is always
-// conv_channel_sum.cuh; so is that of channels innermost that are no multiple of 4. Planes that fit no tile are the
-// general kernels'.
-#include "conv_depthwise.h"
-
+// conv_channel_sum.cuh; so is that of channels innermost that are no multiple of 4. Planes that fit no tile are
+// the general kernels'.
 #include "conv_channel_sum.cuh"
+#include "conv_depthwise.h"
 #include "conv_depthwise_channels.cuh"
 #include "conv_depthwise_general.cuh"
 #include "conv_depthwise_planes.cuh"
@@ -116,7 +115,8 @@ Status run(const Params& p, Stream stream) {
 
 // Blocks' sums that the weight gradient of all taps leaves.
 int64_t weight_splits(const DepthwiseConv& c, Kernels kernels, DType dtype) {
-  return kernels == Kernels::kChannels ? weight_channels_splits(c) : weight_planes_splits(c, scalar_size(dtype));
+  return kernels == Kernels::kChannels ? weight_channels_splits(c)
+                                       : weight_planes_splits(c, scalar_size(dtype));
 }
 
 template <typename scalar_t>

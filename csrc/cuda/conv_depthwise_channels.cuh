@@ -50,8 +50,8 @@ __device__ __forceinline__ void stage_weights(const DepthwiseConv& c, const scal
   for (int i = static_cast<int>(threadIdx.x); i < channels * taps; i += kChannelsThreads) {
     const int channel = i / taps, of_chunk = i - channel * taps, tap = begin + of_chunk;
     const int row = tap / width, column = tap - row * width;
-    staged[of_chunk * kWeightPitch<kVec> + channel] =
-        w[c.w_begin + (first_channel + channel) * c.w_strides[0] + row * c.w_strides[1] + column * c.w_strides[2]];
+    staged[of_chunk * kWeightPitch<kVec> + channel] = w[c.w_begin + (first_channel + channel) * c.w_strides[0] +
+                                                        row * c.w_strides[1] + column * c.w_strides[2]];
   }
 }
 
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kChannelsThreads, kChannelsBlocks)
   using Block = ChannelsBlock<Window>;
   constexpr int kRows = Block::kRows, kColumns = Block::kColumns;
   using Weights = Vec<scalar_t, kVec>;
-  FASTNN_SHARED(Weights, staged, Window::kTaps*(kMostLanes + 1));
+  FASTNN_SHARED(Weights, staged, Window::kTaps * (kMostLanes + 1));
   scalar_t* const weights = staged[0].v;
   const ChannelsPlace place(plan);
   const int first_channel = (place.vector - place.lane) * kVec;
@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(kChannelsThreads, kChannelsBlocks)
   stage_weights<kVec>(c, w, first_channel, channels, 0, Window::kTaps, weights);
   __syncthreads();
   const int channel = place.vector * kVec;
-  if (place.image < 0 || place.image >= c.images || channel >= c.channels || place.column_run >= plan.column_runs) {
+  if (place.image < 0 || place.image >= c.images || channel >= c.channels ||
+      place.column_run >= plan.column_runs) {
     return;
   }
   source += place.image * c.source_strides[0] + channel;
@@ -110,8 +111,8 @@ __global__ void __launch_bounds__(kChannelsThreads, kChannelsBlocks)
         [&](int tap_row, auto& taps) {
 #pragma unroll
           for (int t = 0; t < Window::kSize; ++t) {
-            read_vec<kVec>(weights + (tap_row * Window::kSize + t) * kWeightPitch<kVec> + place.lane * kVec, true,
-                           taps[t]);
+            read_vec<kVec>(weights + (tap_row * Window::kSize + t) * kWeightPitch<kVec> + place.lane * kVec,
+                           true, taps[t]);
           }
         });
     const int row_begin = row_run * kRows - rows.result_shift;
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(kChannelsThreads, sizeof(scalar_t) == 8 ? 2 : 
                                        bool source_aligned, bool result_aligned) {
   using acc_t = acc_type<scalar_t>;
   using Weights = Vec<scalar_t, kVec>;
-  FASTNN_SHARED(Weights, staged, kTapsAtOnce*(kMostLanes + 1));
+  FASTNN_SHARED(Weights, staged, kTapsAtOnce * (kMostLanes + 1));
   scalar_t* const weights = staged[0].v;
   const ChannelsPlace place(plan);
   const int first_channel = (place.vector - place.lane) * kVec;
@@ -149,8 +150,9 @@ __global__ void __launch_bounds__(kChannelsThreads, sizeof(scalar_t) == 8 ? 2 : 
   // Forward results follow each other; transposed the runs of a residue lie side by side.
   const int step = kTransposed ? columns.stride : 1;
   const int group = kTransposed ? place.column_run / columns.stride : place.column_run;
-  const int first = kTransposed ? group * columns.stride * kAnyResults + place.column_run - group * columns.stride
-                                : group * kAnyResults;
+  const int first = kTransposed
+                        ? group * columns.stride * kAnyResults + place.column_run - group * columns.stride
+                        : group * kAnyResults;
   const int source_step = kTransposed ? 1 : columns.stride;
   if (there) {
     source += place.image * c.source_strides[0] + channel;
@@ -229,8 +231,8 @@ Status launch_channels_any(const DepthwiseConv& c, const DepthwiseOperands& o, S
   const AnyAxis rows(c, 0), columns(c, 1);
   const int64_t spread = kTransposed ? c.stride[1] : 1;
   const int64_t column_runs = ceil_div(c.results[1], spread * kAnyResults) * spread;
-  const ChannelsPlan plan =
-      plan_channels(c.images, c.channels / kVec, static_cast<int>(column_runs), rows.results, 1, kAnyResults, 1);
+  const ChannelsPlan plan = plan_channels(c.images, c.channels / kVec, static_cast<int>(column_runs),
+                                          rows.results, 1, kAnyResults, 1);
   dim3 grid;
   const Status status = grid_of(plan.blocks, kName, grid);
   if (!status.ok()) return status;

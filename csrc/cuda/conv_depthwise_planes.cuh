@@ -9,18 +9,19 @@
 //   window   3x3, 5x5 with stride 1 or 2      unrolled, the filter in registers
 //            any other, and float64           tap by tap, 4 results a thread down the column
 //
-// What bounds it: bytes, x and y once, and the filters once a tile. From shared memory 3x3 reads 18 elements for
-// 4 results, 24 for 8 of halves; with what staging moves some 7 wavefronts for 32 results where the memory gives
-// a multiprocessor of an H200 12 cycles in float32 and 6 in halves: the former is bound by memory, the latter
-// by shared memory a little before it. Neighbouring threads read neighbouring words; forward with stride 2 in
-// float32 every other one, two wavefronts where one would do, in half as much time as the memory takes.
+// What bounds it: bytes, x and y once, and the filters once a tile. From shared memory 3x3 reads 18 elements
+// for 4 results, 24 for 8 of halves; with what staging moves some 7 wavefronts for 32 results where the memory
+// gives a multiprocessor of an H200 12 cycles in float32 and 6 in halves: the former is bound by memory, the
+// latter by shared memory a little before it. Neighbouring threads read neighbouring words; forward with stride
+// 2 in float32 every other one, two wavefronts where one would do, in half as much time as the memory takes.
 //
 // Weight gradient: x and grad_y are staged likewise. Some lanes of a warp, 8 to 32, own a plane (or all warps
 // have parts of one), keep the sums of all taps in registers, and add them by shuffles; each plane or tile of
 // one leaves its sums, [image and tile][tap][channel], for combine_partials_kernel. Of planes of 7 x 7 in
 // halves those are 37 % of the bytes, of 14 x 14 9 %.
 // Error: chains of positions / threads, a tree, and combine_partials_kernel's:
-//   |error| <= (positions of a thread + log2(lanes) + warps + images * tiles / 32 + 6) * eps(acc_t) * sum |terms|.
+//   |error| <= (positions of a thread + log2(lanes) + warps + images * tiles / 32 + 6) * eps(acc_t) * sum
+//   |terms|.
 #pragma once
 
 #include <type_traits>
@@ -83,14 +84,15 @@ __device__ __forceinline__ WindowAxis axis_in_tile(const TileSpan& span) {
 
 // The filters of the tile's planes, [plane][tap]; the tile's first plane is number `first`.
 template <typename scalar_t>
-__device__ __forceinline__ void stage_filters(const DepthwiseConv& c, const scalar_t* w, int64_t first, int planes,
-                                              scalar_t* staged) {
+__device__ __forceinline__ void stage_filters(const DepthwiseConv& c, const scalar_t* w, int64_t first,
+                                              int planes, scalar_t* staged) {
   const int width = static_cast<int>(c.kernel[1]), taps = static_cast<int>(c.kernel[0]) * width;
   const int first_channel = static_cast<int>(first % c.channels);
   for (int i = static_cast<int>(threadIdx.x); i < planes * taps; i += kTileThreads) {
     const int plane = i / taps, tap = i - plane * taps, row = tap / width;
     const int channel = (first_channel + plane) % c.channels;
-    staged[i] = w[c.w_begin + channel * c.w_strides[0] + row * c.w_strides[1] + (tap - row * width) * c.w_strides[2]];
+    staged[i] =
+        w[c.w_begin + channel * c.w_strides[0] + row * c.w_strides[1] + (tap - row * width) * c.w_strides[2]];
   }
 }
 
@@ -116,46 +118,48 @@ __device__ __forceinline__ void compute_window(const DepthwiseTile<scalar_t>& t,
   constexpr int kColumns = strip_columns<scalar_t, Window>(), kSize = Window::kSize;
   const WindowAxis rows = axis_in_tile<Window>(t.tile.rows), columns = axis_in_tile<Window>(t.tile.columns);
   const int source_pitch = t.tile.sources.row_pitch, result_pitch = t.tile.results.row_pitch;
-  strips.for_each(t.tile.planes, runs_of(rows, kStripRows), runs_of(columns, kColumns),
-                  [&](int plane, int column_run, int begin, int end) {
-    acc_t w[kSize][kSize];
+  strips.for_each(
+      t.tile.planes, runs_of(rows, kStripRows), runs_of(columns, kColumns),
+      [&](int plane, int column_run, int begin, int end) {
+        acc_t w[kSize][kSize];
 #pragma unroll
-    for (int i = 0; i < Window::kTaps; ++i) w[i / kSize][i % kSize] = to_acc(t.filters[plane * Window::kTaps + i]);
-    const acc_t start = t.start(plane);
-    const int column_begin = column_run * kColumns - columns.result_shift;
-    const int source_column = column_run * source_step<Window>(kColumns) + columns.source_shift;
-    const scalar_t* const source = t.source + plane * t.tile.sources.plane_pitch + source_column;
-    scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column_begin;
+        for (int i = 0; i < Window::kTaps; ++i)
+          w[i / kSize][i % kSize] = to_acc(t.filters[plane * Window::kTaps + i]);
+        const acc_t start = t.start(plane);
+        const int column_begin = column_run * kColumns - columns.result_shift;
+        const int source_column = column_run * source_step<Window>(kColumns) + columns.source_shift;
+        const scalar_t* const source = t.source + plane * t.tile.sources.plane_pitch + source_column;
+        scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column_begin;
 #pragma unroll 1
-    for (int run = begin; run < end; ++run) {
-      acc_t sums[kStripRows][kColumns][1] = {};
-      add_windows<Window>(
-          sums, run * source_step<Window>(kStripRows) + rows.source_shift, rows.sources, source_column,
-          columns.sources,
-          [&](int row, auto& values) {
+        for (int run = begin; run < end; ++run) {
+          acc_t sums[kStripRows][kColumns][1] = {};
+          add_windows<Window>(
+              sums, run * source_step<Window>(kStripRows) + rows.source_shift, rows.sources, source_column,
+              columns.sources,
+              [&](int row, auto& values) {
 #pragma unroll
-            for (int j = 0; j < Window::sources(kColumns); ++j) {
-              if (in_range(source_column + j, columns.sources)) {
-                values[j][0] = to_acc(source[row * source_pitch + j]);
-              }
+                for (int j = 0; j < Window::sources(kColumns); ++j) {
+                  if (in_range(source_column + j, columns.sources)) {
+                    values[j][0] = to_acc(source[row * source_pitch + j]);
+                  }
+                }
+              },
+              [&](int tap_row, auto& taps) {
+#pragma unroll
+                for (int i = 0; i < kSize; ++i) taps[i][0] = w[tap_row][i];
+              });
+          const int row_begin = run * kStripRows - rows.result_shift;
+#pragma unroll
+          for (int r = 0; r < kStripRows; ++r) {
+            if (!in_range(row_begin + r, rows.results)) continue;
+#pragma unroll
+            for (int i = 0; i < kColumns; ++i) {
+              if (!in_range(column_begin + i, columns.results)) continue;
+              result[(row_begin + r) * result_pitch + i] = from_acc<scalar_t>(sums[r][i][0] + start);
             }
-          },
-          [&](int tap_row, auto& taps) {
-#pragma unroll
-            for (int i = 0; i < kSize; ++i) taps[i][0] = w[tap_row][i];
-          });
-      const int row_begin = run * kStripRows - rows.result_shift;
-#pragma unroll
-      for (int r = 0; r < kStripRows; ++r) {
-        if (!in_range(row_begin + r, rows.results)) continue;
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) {
-          if (!in_range(column_begin + i, columns.results)) continue;
-          result[(row_begin + r) * result_pitch + i] = from_acc<scalar_t>(sums[r][i][0] + start);
+          }
         }
-      }
-    }
-  });
+      });
 }
 
 // A window that is known at run time. Sources of a result's taps, in a tile: forward begin + tap * dilation;
@@ -187,40 +191,43 @@ __device__ __forceinline__ void compute_any(const DepthwiseTile<scalar_t>& t, co
   using acc_t = acc_type<scalar_t>;
   // Rows of a thread: neighbours forward, `stride` apart transposed.
   const int apart = kTransposed ? rows.stride : 1, source_apart = kTransposed ? 1 : rows.stride;
-  const int height = t.tile.rows.results, groups = (height + apart * kStripRows - 1) / (apart * kStripRows) * apart;
+  const int height = t.tile.rows.results,
+            groups = (height + apart * kStripRows - 1) / (apart * kStripRows) * apart;
   const int source_pitch = t.tile.sources.row_pitch, result_pitch = t.tile.results.row_pitch;
-  strips.for_each(t.tile.planes, groups, t.tile.columns.results, [&](int plane, int column, int begin, int end) {
-    const acc_t start = t.start(plane);
-    const scalar_t* const w = t.filters + plane * rows.kernel * columns.kernel;
-    const scalar_t* const source = t.source + plane * t.tile.sources.plane_pitch;
-    scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column;
+  strips.for_each(
+      t.tile.planes, groups, t.tile.columns.results, [&](int plane, int column, int begin, int end) {
+        const acc_t start = t.start(plane);
+        const scalar_t* const w = t.filters + plane * rows.kernel * columns.kernel;
+        const scalar_t* const source = t.source + plane * t.tile.sources.plane_pitch;
+        scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column;
 #pragma unroll 1
-    for (int group = begin; group < end; ++group) {
-      const int block = group / apart, first = block * apart * kStripRows + group - block * apart;
-      acc_t sums[kStripRows] = {};
+        for (int group = begin; group < end; ++group) {
+          const int block = group / apart, first = block * apart * kStripRows + group - block * apart;
+          acc_t sums[kStripRows] = {};
 #pragma unroll 1
-      for (int tap_row = 0; tap_row < rows.kernel; ++tap_row) {
-        const int row = rows.template source<kTransposed>(t.tile.rows.origin, first, tap_row);
-        if (row == std::numeric_limits<int>::min()) continue;
+          for (int tap_row = 0; tap_row < rows.kernel; ++tap_row) {
+            const int row = rows.template source<kTransposed>(t.tile.rows.origin, first, tap_row);
+            if (row == std::numeric_limits<int>::min()) continue;
 #pragma unroll 1
-        for (int tap = 0; tap < columns.kernel; ++tap) {
-          const int at = columns.template source<kTransposed>(t.tile.columns.origin, column, tap);
-          if (!in_range(at, t.tile.columns.sources)) continue;
-          const acc_t weight = to_acc(w[tap_row * columns.kernel + tap]);
+            for (int tap = 0; tap < columns.kernel; ++tap) {
+              const int at = columns.template source<kTransposed>(t.tile.columns.origin, column, tap);
+              if (!in_range(at, t.tile.columns.sources)) continue;
+              const acc_t weight = to_acc(w[tap_row * columns.kernel + tap]);
+#pragma unroll
+              for (int i = 0; i < kStripRows; ++i) {
+                const int line = row + i * source_apart;
+                if (in_range(line, t.tile.rows.sources))
+                  sums[i] += to_acc(source[line * source_pitch + at]) * weight;
+              }
+            }
+          }
 #pragma unroll
           for (int i = 0; i < kStripRows; ++i) {
-            const int line = row + i * source_apart;
-            if (in_range(line, t.tile.rows.sources)) sums[i] += to_acc(source[line * source_pitch + at]) * weight;
+            const int row = first + i * apart;
+            if (row < height) result[row * result_pitch] = from_acc<scalar_t>(sums[i] + start);
           }
         }
-      }
-#pragma unroll
-      for (int i = 0; i < kStripRows; ++i) {
-        const int row = first + i * apart;
-        if (row < height) result[row * result_pitch] = from_acc<scalar_t>(sums[i] + start);
-      }
-    }
-  });
+      });
 }
 
 // Any window of a direction.
@@ -235,10 +242,10 @@ constexpr bool is_any_window = Window::kStride == 0;
 
 template <typename scalar_t, typename Window>
 __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
-    conv_depthwise_planes_kernel(DepthwiseConv c, const scalar_t* source, const scalar_t* w, const scalar_t* bias,
-                                 scalar_t* result, PlaneTiles<tile_direction(Window::kTransposed)> plan,
-                                 TileStrips strips, int64_t of_plane, TileWindowAxis rows,
-                                 TileWindowAxis columns) {
+    conv_depthwise_planes_kernel(DepthwiseConv c, const scalar_t* source, const scalar_t* w,
+                                 const scalar_t* bias, scalar_t* result,
+                                 PlaneTiles<tile_direction(Window::kTransposed)> plan, TileStrips strips,
+                                 int64_t of_plane, TileWindowAxis rows, TileWindowAxis columns) {
   FASTNN_DYNAMIC_SHARED(unsigned char, shared);
   FASTNN_SHARED(Tile, of_block, 1);
   FASTNN_SHARED(int64_t, first_plane, 1);
@@ -255,8 +262,8 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
   scalar_t* const results = place_of_tile(shared + plan.parts.result, result + tile.results.begin);
   cp_async_wait_all();
   __syncthreads();
-  const DepthwiseTile<scalar_t> t{tile,    sources,    filters, bias,
-                                  results, c.channels, static_cast<int>(first_plane[0] % c.channels)};
+  const DepthwiseTile<scalar_t> t{
+      tile, sources, filters, bias, results, c.channels, static_cast<int>(first_plane[0] % c.channels)};
   if constexpr (is_any_window<Window>) {
     compute_any<Window::kTransposed>(t, strips, rows, columns);
   } else {
@@ -268,9 +275,12 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
 
 // ---- weight gradient ----------------------------------------------------------------------------------------
 
-// Lanes of a plane and how many such groups of lanes share one, in parts.
+constexpr int kLeastLanes = 8, kMostGroups = kTileThreads / kLeastLanes;
+
+// Lanes of a plane, how many such groups of lanes share one, in parts, and the columns of a tile.
 struct PlaneLanes {
-  int lanes, parts;
+  int lanes, parts, columns;
+  SmallDivisor by_columns;
 };
 
 template <typename scalar_t, typename Window>
@@ -282,7 +292,7 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
   constexpr int kSize = Window::kSize, kTaps = Window::kTaps, kSourceRows = Window::sources(kStripRows);
   FASTNN_DYNAMIC_SHARED(unsigned char, shared);
   FASTNN_SHARED(Tile, of_block, 1);
-  FASTNN_SHARED(acc_t, of_parts, kTileWarps* kTaps);
+  FASTNN_SHARED(acc_t, of_parts, kMostGroups * kTaps);
   if (threadIdx.x == 0) of_block[0] = plan.tile(blockIdx.x, sizeof(scalar_t));
   __syncthreads();
   const Tile& tile = of_block[0];
@@ -296,12 +306,13 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
   const int thread = static_cast<int>(threadIdx.x), lane = thread & (share.lanes - 1);
   const int group = thread / share.lanes, groups = kTileThreads / share.lanes;
   const WindowAxis rows = axis_in_tile<Window>(tile.rows), columns = axis_in_tile<Window>(tile.columns);
-  const int row_runs = runs_of(rows, kStripRows), items = row_runs * columns.results;
+  const int row_runs = runs_of(rows, kStripRows), items = row_runs * share.columns;
   // Where in the result of which image a plane's sums go.
   const int64_t tile_number = quotient(blockIdx.x, of_plane), piece = blockIdx.x - tile_number * of_plane;
   const int64_t first_plane = tile_number * plan.tile_planes;
   const auto leave = [&](int plane, int tap, acc_t sum) {
-    const int64_t image = (first_plane + plane) / c.channels, channel = first_plane + plane - image * c.channels;
+    const int64_t image = (first_plane + plane) / c.channels,
+                  channel = first_plane + plane - image * c.channels;
     partial[((image * of_plane + piece) * kTaps + tap) * c.channels + channel] = sum;
   };
   // Whole warps go round together, whether they have a plane or not: the sums are added by shuffles.
@@ -313,7 +324,8 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
       const scalar_t* const source = sources + plane * tile.sources.plane_pitch;
       const scalar_t* const grad = gradients + plane * tile.results.plane_pitch;
       for (int item = part * share.lanes + lane; item < items; item += share.parts * share.lanes) {
-        const int run = item / columns.results, column = item - run * columns.results;
+        const int run = share.by_columns.divide(item), column = item - run * share.columns;
+        if (column >= columns.results) continue;  // the last tile of a row is narrower
         const int first = run * kStripRows, source_row = first * Window::kStride + rows.source_shift;
         const int source_column = column * Window::kStride + columns.source_shift;
         acc_t g[kStripRows];
@@ -342,21 +354,14 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
     for (int t = 0; t < kTaps; ++t) {
       for (int lanes = share.lanes / 2; lanes > 0; lanes /= 2) sums[t] += shuffle_down(sums[t], lanes);
     }
-    if (share.parts == 1) {
-      if (lane == 0 && plane < tile.planes) {
-#pragma unroll
-        for (int t = 0; t < kTaps; ++t) leave(plane, t, sums[t]);
-      }
-      continue;
-    }
-    // Parts are whole warps.
     if (lane == 0) {
 #pragma unroll
       for (int t = 0; t < kTaps; ++t) of_parts[group * kTaps + t] = sums[t];
     }
     __syncthreads();
+    // Neighbouring threads write neighbouring channels.
     for (int i = thread; i < planes_at_once * kTaps; i += kTileThreads) {
-      const int of = i / kTaps, tap = i - of * kTaps;
+      const int tap = i / planes_at_once, of = i - tap * planes_at_once;
       if (base + of >= tile.planes) continue;
       acc_t sum = 0;
       for (int q = 0; q < share.parts; ++q) sum += of_parts[(of * share.parts + q) * kTaps + tap];
@@ -370,7 +375,9 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
 
 // Whether an array of [images, channels, rows, columns] is planes without gaps.
 inline bool dense_planes(const int64_t (&strides)[4], int64_t images, int channels, const int64_t (&size)[2]) {
-  const auto is = [](int64_t extent, int64_t stride, int64_t wanted) { return extent == 1 || stride == wanted; };
+  const auto is = [](int64_t extent, int64_t stride, int64_t wanted) {
+    return extent == 1 || stride == wanted;
+  };
   const int64_t plane = size[0] * size[1];
   return is(size[1], strides[3], 1) && is(size[0], strides[2], size[1]) && is(channels, strides[1], plane) &&
          is(images, strides[0], plane * channels);
@@ -423,8 +430,7 @@ Status launch_planes_window(const DepthwiseConv& c, const DepthwiseOperands& o, 
                 static_cast<const scalar_t*>(o.source), static_cast<const scalar_t*>(o.w),
                 static_cast<const scalar_t*>(o.bias), static_cast<scalar_t*>(o.result), plan,
                 plan.strips(rows, columns, read_step, written_step), plan.rows.tiles() * plan.columns.tiles(),
-                TileWindowAxis(c, 0, plan.rows.tile),
-                TileWindowAxis(c, 1, plan.columns.tile));
+                TileWindowAxis(c, 0, plan.rows.tile), TileWindowAxis(c, 1, plan.columns.tile));
 }
 
 template <typename scalar_t>
@@ -459,15 +465,17 @@ Status launch_weight_planes(const DepthwiseConv& c, const void* x, const void* g
                             Stream stream) {
   const auto plan = depthwise_tiles<Direction::kForward>(c, sizeof(scalar_t));
   const int64_t items = ceil_div(plan.rows.tile, kStripRows) * plan.columns.tile;
-  PlaneLanes share{8, 1};
+  const int columns = static_cast<int>(plan.columns.tile);
+  PlaneLanes share{kLeastLanes, 1, columns, SmallDivisor(columns)};
   while (share.lanes < kWarpSize && share.lanes * 2 <= items) share.lanes *= 2;
   if (share.lanes == kWarpSize) {
     share.parts = std::max(1, kTileWarps / plan.tile_planes);
   }
   return launch("conv_depthwise_weight_planes_kernel", conv_depthwise_weight_planes_kernel<scalar_t, Window>,
-                dim3(static_cast<unsigned>(plan.blocks)), dim3(kTileThreads), static_cast<size_t>(plan.parts.bytes),
-                stream, c, static_cast<const scalar_t*>(x), static_cast<const scalar_t*>(grad_y),
-                static_cast<acc_type<scalar_t>*>(partial), plan, plan.rows.tiles() * plan.columns.tiles(), share);
+                dim3(static_cast<unsigned>(plan.blocks)), dim3(kTileThreads),
+                static_cast<size_t>(plan.parts.bytes), stream, c, static_cast<const scalar_t*>(x),
+                static_cast<const scalar_t*>(grad_y), static_cast<acc_type<scalar_t>*>(partial), plan,
+                plan.rows.tiles() * plan.columns.tiles(), share);
 }
 
 }  // namespace

@@ -159,9 +159,11 @@ struct StoreWeightGrad {
   int channels, width;
 
   __device__ __forceinline__ void operator()(int64_t column, acc_type<scalar_t> sum) const {
-    const int tap = static_cast<int>(column / channels), channel = static_cast<int>(column - int64_t{tap} * channels);
+    const int tap = static_cast<int>(column / channels),
+              channel = static_cast<int>(column - int64_t{tap} * channels);
     const int row = tap / width;
-    grad_w[channel * strides[0] + row * strides[1] + (tap - row * width) * strides[2]] = from_acc<scalar_t>(sum);
+    grad_w[channel * strides[0] + row * strides[1] + (tap - row * width) * strides[2]] =
+        from_acc<scalar_t>(sum);
   }
 };
 
@@ -207,7 +209,8 @@ Status combine_weight_grad(const DepthwiseConv& c, const void* partial, int64_t 
                                         c.channels,
                                         static_cast<int>(c.kernel[1])};
   return combine_partials("conv_depthwise_weight_combine", store,
-                          static_cast<const acc_type<scalar_t>*>(partial), splits, c.taps() * c.channels, stream);
+                          static_cast<const acc_type<scalar_t>*>(partial), splits, c.taps() * c.channels,
+                          stream);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // The kernel of conv_small_groups.cuh: from the contract's parameters to its launch.
-#include "conv_small_groups.h"
-
 #include "conv_small_groups.cuh"
+#include "conv_small_groups.h"
 
 namespace fastnn::cuda {
 namespace {
@@ -37,7 +36,8 @@ Status launch_small_groups(const ConvForwardParams& p, Stream stream) {
 
 Status launch_small_groups(const ConvGradInputParams& p, Stream stream) {
   const auto conv = depthwise_conv(p.geometry, p.grad_x_strides, p.grad_y_strides, p.w_strides, true);
-  return run(p.dtype, group_conv(p.geometry, conv, p.w_strides, true), {p.grad_y, p.w, nullptr, p.grad_x}, stream);
+  return run(p.dtype, group_conv(p.geometry, conv, p.w_strides, true), {p.grad_y, p.w, nullptr, p.grad_x},
+             stream);
 }
 
 }  // namespace fastnn::cuda

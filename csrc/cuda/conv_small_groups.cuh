@@ -1,7 +1,8 @@
-// Convolution of groups of few channels, forward and data gradient: 2 to 16 leads and results a group (leads are
-// the channels that are summed over: x's forward, grad_y's backward).
+// Convolution of groups of few channels, forward and data gradient: 2 to 16 leads and results a group (leads
+// are the channels that are summed over: x's forward, grad_y's backward).
 //
-//   result[n, f, o] = bias[f] + sum over leads l of f's group and taps r: source[n, l, o * stride + r * dilation
+//   result[n, f, o] = bias[f] + sum over leads l of f's group and taps r: source[n, l, o * stride + r *
+//   dilation
 //                     - pad] * w[f, l, r]                                    and its transpose
 //
 // Why not on tensor cores by several groups in one tile, with zeros where filter and lead are of different
@@ -14,9 +15,9 @@
 // of a block's vectors are staged some taps at a time, [tap][lead][result].
 //
 // What bounds it: multiply-adds on the CUDA cores. With 4 leads and 3x3 a result takes 36; with loads,
-// conversions and addresses some 110 instructions for 64 of them, so 60 for a result: 2.1 ps of an H200 (29.6e12
-// instructions of a lane a second) against 0.8 ps of memory in halves, 1.7 in float32: 0.4 and 0.8 of its speed.
-// With 8 leads half of that, with 16 a quarter.
+// conversions and addresses some 110 instructions for 64 of them, so 60 for a result: 2.1 ps of an H200
+// (29.6e12 instructions of a lane a second) against 0.8 ps of memory in halves, 1.7 in float32: 0.4 and 0.8 of
+// its speed. With 8 leads half of that, with 16 a quarter.
 //
 // Chosen by shape alone (takes_small_groups): up to 16 leads and results; up to 8 where tensor cores multiply,
 // which with 16 rows in a tile of 64 are ahead. Not of float64, nor of coordinates beyond 32 bits.
@@ -84,8 +85,8 @@ __global__ void __launch_bounds__(kChannelsThreads, 3)
       if (vector >= vectors || row >= p.results) continue;
       const int tap_row = tap / columns.kernel;
       staged[((tap - begin) * p.leads + lead) * plan.lanes + lane].v[k] =
-          w[c.w_begin + of_group * p.w_group + row * c.w_strides[0] + lead * p.w_lead + tap_row * c.w_strides[1] +
-            (tap - tap_row * columns.kernel) * c.w_strides[2]];
+          w[c.w_begin + of_group * p.w_group + row * c.w_strides[0] + lead * p.w_lead +
+            tap_row * c.w_strides[1] + (tap - tap_row * columns.kernel) * c.w_strides[2]];
     }
     __syncthreads();
     if (!there) continue;
@@ -182,8 +183,8 @@ Status launch_groups(const GroupConv& p, bool innermost, const DepthwiseOperands
   const int64_t spread = kTransposed ? c.stride[0] : 1;
   const int64_t row_runs = ceil_div(c.results[0], spread * kGroupRows) * spread;
   const int vectors = c.channels / p.results * p.vectors_of_group;
-  const ChannelsPlan plan = plan_channels(c.images, vectors, columns.results, static_cast<int>(row_runs), kGroupRows,
-                                          1, 1, innermost ? kMostLanes : 1);
+  const ChannelsPlan plan = plan_channels(c.images, vectors, columns.results, static_cast<int>(row_runs),
+                                          kGroupRows, 1, 1, innermost ? kMostLanes : 1);
   const bool result_vectors = c.result_strides[1] == 1 && p.results % kGroupResults == 0;
   dim3 grid;
   const Status status = grid_of(plan.blocks, kName, grid);

@@ -1,5 +1,5 @@
-// Convolutions of groups of few channels on CUDA cores: whether forward or the data gradient is such (a function
-// of shape, dtype and whether tf32 is allowed), and its launch. They want no workspace.
+// Convolutions of groups of few channels on CUDA cores: whether forward or the data gradient is such (a
+// function of shape, dtype and whether tf32 is allowed), and its launch. They want no workspace.
 #pragma once
 
 #include "../ops/conv.h"

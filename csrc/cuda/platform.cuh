@@ -140,6 +140,20 @@ Status launch_cooperative(const char* name, void (*kernel)(KernelArgs...), dim3 
   return detail::launch_with(name, kernel, grid, block, dynamic_shared_bytes, stream, &attribute, 1, args...);
 }
 
+// Of the current device: 10 * major + minor, and how many multiprocessors it has; 0 where there is none.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  if (!known) cudaGetLastError();
+  return known ? value : 0;
+}
+inline int compute_capability() {
+  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
+         device_attribute(cudaDevAttrComputeCapabilityMinor);
+}
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
 template <typename... KernelArgs>
 Status max_cooperative_blocks(void (*kernel)(KernelArgs...), int threads, size_t dynamic_shared_bytes,
                               int* blocks) {

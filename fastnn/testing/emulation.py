@@ -88,3 +88,22 @@ def execution_order(seed: int, workers: int) -> Iterator[None]:
     finally:
         library.fastnn_emulator_set_seed(before[0])
         library.fastnn_emulator_set_workers(before[1])
+
+
+@contextmanager
+def device_capability(capability: int) -> Iterator[None]:
+    """Within the context, the emulated device is of another compute capability, by which kernels are chosen.
+
+    Args:
+        capability: 10 times the major plus the minor number, 80 or 90 for instance.
+
+    Raises:
+        FileNotFoundError: As :func:`library_path`.
+    """
+    library = ctypes.CDLL(str(library_path()))
+    before = library.fastnn_emulator_compute_capability()
+    library.fastnn_emulator_set_compute_capability(capability)
+    try:
+        yield
+    finally:
+        library.fastnn_emulator_set_compute_capability(before)

@@ -33,6 +33,7 @@ uint64_t from_environment(const char* name, uint64_t otherwise) {
 
 // Of the device that is played; few, so that grids which fill it are small.
 constexpr unsigned kDefaultMultiprocessors = 4;
+constexpr unsigned kDefaultComputeCapability = 90;
 
 struct Options {
   std::atomic<uint64_t> seed{from_environment("FASTNN_EMULATOR_SEED", 0)};
@@ -40,6 +41,8 @@ struct Options {
       static_cast<unsigned>(from_environment("FASTNN_EMULATOR_THREADS", std::thread::hardware_concurrency()))};
   std::atomic<unsigned> multiprocessors{
       static_cast<unsigned>(from_environment("FASTNN_EMULATOR_MULTIPROCESSORS", kDefaultMultiprocessors))};
+  std::atomic<unsigned> compute_capability{static_cast<unsigned>(
+      from_environment("FASTNN_EMULATOR_COMPUTE_CAPABILITY", kDefaultComputeCapability))};
 };
 
 Options& options() {
@@ -241,6 +244,9 @@ unsigned workers() { return std::clamp(options().workers.load(), 1u, kMaxWorkers
 
 void set_multiprocessors(unsigned count) { options().multiprocessors = count; }
 unsigned multiprocessors() { return std::clamp(options().multiprocessors.load(), 1u, 256u); }
+
+void set_compute_capability(unsigned capability) { options().compute_capability = capability; }
+unsigned compute_capability() { return options().compute_capability; }
 
 unsigned resident_blocks(unsigned threads, size_t shared_bytes) {
   constexpr unsigned kThreads = 2048, kBlocks = 32;

@@ -23,6 +23,7 @@ Status run_grid(const char* name, const LaunchShape& shape, void (*run_thread)(c
 // Of a block of so many threads, on a multiprocessor at once.
 unsigned resident_blocks(unsigned threads, size_t shared_bytes);
 unsigned multiprocessors();
+unsigned compute_capability();
 
 template <typename... KernelArgs, typename... Args>
 Status run_kernel(const char* name, void (*kernel)(KernelArgs...), const LaunchShape& shape,
@@ -69,6 +70,9 @@ Status launch_cooperative(const char* name, void (*kernel)(KernelArgs...), dim3 
                                .cooperative = true},
                               args...);
 }
+
+inline int compute_capability() { return static_cast<int>(emulator::compute_capability()); }
+inline int multiprocessors() { return static_cast<int>(emulator::multiprocessors()); }
 
 template <typename... KernelArgs>
 Status max_cooperative_blocks(void (*)(KernelArgs...), int threads, size_t dynamic_shared_bytes, int* blocks) {

@@ -16,4 +16,9 @@ unsigned workers();
 void set_multiprocessors(unsigned count);
 unsigned multiprocessors();
 
+// FASTNN_EMULATOR_COMPUTE_CAPABILITY: of the device that is played, 10 * major + minor. It only changes which kernels
+// are chosen: what an instruction does is the same for all.
+void set_compute_capability(unsigned capability);
+unsigned compute_capability();
+
 }  // namespace fastnn::emulator
