@@ -178,40 +178,132 @@ def test_case_ids_are_unique():
     assert all(isinstance(case, Conv2dCase) for case in CONV2D)
 
 
+# Each way to cut a depthwise convolution up, on its edges: windows that are unrolled and others, channels of whole
+# vectors and others, blocks of many images and of a part of one, planes on any boundary, several tiles of all that.
+DEPTHWISE = [
+    Conv2dCase(
+        id="depthwise_" + name,
+        shape=shape,
+        filters=shape[1] * multiple,
+        kernel=kernel,
+        groups=shape[1],
+        small=True,
+        **options,
+    )
+    for name, shape, kernel, multiple, options in (
+        ("3x3", (2, 19, 7, 7), (3, 3), 1, {"padding": 1}),
+        ("wide_padding", (2, 19, 7, 7), (3, 3), 1, {"padding": 3}),
+        ("no_padding", (2, 24, 8, 9), (3, 3), 1, {"bias": False}),
+        ("stride_2", (2, 17, 14, 14), (3, 3), 1, {"stride": 2, "padding": 1}),
+        ("stride_2_wide_padding", (2, 16, 14, 15), (3, 3), 1, {"stride": 2, "padding": 2}),
+        ("stride_2_no_padding", (2, 8, 11, 14), (3, 3), 1, {"stride": 2}),
+        ("stride_1_2", (2, 20, 9, 20), (3, 3), 1, {"stride": (1, 2), "padding": 1}),
+        ("dilated", (2, 20, 9, 20), (3, 3), 1, {"dilation": (1, 2), "padding": 2}),
+        ("dilated_stride_2", (1, 8, 15, 16), (3, 3), 1, {"dilation": (2, 3), "stride": 2, "padding": 3}),
+        ("bands", (1, 5, 60, 112), (3, 3), 1, {"padding": 1}),
+        ("wide_image", (1, 3, 6, 300), (3, 3), 1, {"stride": 2}),
+        ("wide_image_vectors", (1, 4, 7, 150), (3, 3), 1, {"padding": 1}),
+        ("pieces_of_rows", (1, 2, 10, 3000), (3, 3), 1, {"padding": 1}),
+        ("5x5", (2, 20, 11, 13), (5, 5), 1, {"padding": 2}),
+        ("5x5_stride_2", (2, 9, 13, 13), (5, 5), 1, {"stride": 2, "padding": 2}),
+        ("5x5_stride_2_vectors", (2, 12, 15, 14), (5, 5), 1, {"stride": 2, "padding": 1}),
+        ("7x7", (2, 20, 9, 10), (7, 7), 1, {"padding": 3}),
+        ("stride_over_kernel", (2, 9, 16, 16), (3, 3), 1, {"stride": 5}),
+        ("stride_3", (2, 8, 16, 13), (3, 3), 1, {"stride": 3, "padding": 1}),
+        ("tall_filter", (1, 3, 20, 20), (12, 11), 1, {}),
+        ("1x1_stride_3", (2, 6, 4, 4), (1, 1), 1, {"stride": 3}),
+        ("even_filter", (2, 8, 9, 10), (2, 4), 1, {"padding": 1}),
+        ("one_image", (1, 40, 14, 14), (3, 3), 1, {"padding": 1}),
+        ("many_images", (70, 6, 4, 4), (3, 3), 1, {"padding": 1}),
+        ("many_channels", (1, 264, 5, 6), (3, 3), 1, {"padding": 1}),
+        ("lanes_over", (3, 36, 9, 9), (3, 3), 1, {"padding": 1}),
+        ("double", (2, 8, 9, 8), (3, 3), 2, {"padding": 1}),
+        ("one_position", (3, 12, 1, 1), (3, 3), 1, {"padding": 1}),
+        ("one_channel", (2, 1, 9, 12), (3, 3), 1, {"padding": 1}),
+    )
+]
+
+
+@grid(DEPTHWISE, layouts=["contiguous", "channels_last", "sliced"])
+def test_depthwise_variants(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(
-    ("shape", "kernel", "options"),
-    [
-        ((2, 19, 7, 7), 3, {"padding": 1}),
-        ((2, 19, 7, 7), 3, {"padding": 3}),
-        ((2, 17, 14, 14), 3, {"stride": 2, "padding": 1}),
-        ((2, 17, 14, 15), 3, {"stride": 2, "padding": 2}),
-        ((2, 18, 9, 20), 3, {"stride": (1, 2), "padding": 1}),
-        ((2, 18, 9, 20), 3, {"dilation": (1, 2), "padding": 2}),
-        ((1, 5, 60, 112), 3, {"padding": 1}),
-        ((1, 3, 6, 300), 3, {"stride": 2}),
-        ((2, 9, 13, 13), 5, {"stride": 2, "padding": 2}),
-        ((2, 9, 16, 16), 3, {"stride": 5}),
-        ((1, 3, 20, 20), (12, 11), {}),
-        ((2, 6, 4, 4), 1, {"stride": 3}),
-    ],
-)
-def test_depthwise_variants(backend, shape, kernel, options, layout):
-    """Each way to cut a depthwise convolution up, on its edges, against float64."""
-    generator = torch.Generator().manual_seed(0)
-    size = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-    channels = shape[1]
-    x, w = torch.randn(shape, generator=generator), torch.randn(channels, 1, *size, generator=generator)
-    exact = [t.double().requires_grad_() for t in (x, w)]
-    expected = torch.nn.functional.conv2d(*exact, groups=channels, **options)
-    cotangent = torch.randn(expected.shape, generator=generator)
-    wanted = [expected, *torch.autograd.grad(expected, exact, cotangent.double())]
-    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    mine = [t.to(backend.device, memory_format=form).requires_grad_() for t in (x, w)]
-    actual = fastnn.functional.conv2d(*mine, groups=channels, **options)
-    grads = torch.autograd.grad(actual, mine, cotangent.to(backend.device, memory_format=form))
-    for got, want in zip([actual, *grads], wanted, strict=True):
-        torch.testing.assert_close(got.detach().cpu().double(), want.detach(), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_depthwise_skips_padding(kernel, stride, layout, backend):
+    """A weight that is not finite meets the values of the tensor and no padding."""
+    x = lay_out(torch.ones(1, 4, 9, 10), layout).to(backend.device)
+    w = torch.ones(4, 1, kernel, kernel)
+    w[:, :, 0, 0] = float("inf")
+    pad = kernel // 2
+    out = fastnn.functional.conv2d(x, w.to(backend.device), stride=stride, padding=pad, groups=4)
+    rows = torch.arange(out.shape[2]) * stride - pad >= 0
+    columns = torch.arange(out.shape[3]) * stride - pad >= 0
+    infinite = (rows[:, None] & columns).expand(out.shape).to(backend.device)
+    assert torch.equal(out.isinf(), infinite)
+    assert not out.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("case", DEPTHWISE[::3], ids=str)
+def test_depthwise_at_any_address_gives_the_same_bits(case, layout, dtype, backend):
+    """One element past an aligned address: slower, and not a bit else."""
+
+    def shifted(tensor):
+        dense = tensor.detach()
+        storage = torch.zeros(dense.numel() + 1, dtype=dtype, device=backend.device)
+        return storage[1:].as_strided(dense.shape, dense.stride(), 1).copy_(dense)
+
+    def run(inputs):
+        leaves = [t.requires_grad_() for t in inputs.values()]
+        (out,) = case.apply(fastnn.functional, dict(zip(inputs, leaves, strict=True)))
+        return out, *torch.autograd.grad(out, leaves, torch.cos(out.detach() * 3))
+
+    inputs = {name: t.detach() for name, t in make_inputs(case, dtype, layout, backend.device).items()}
+    for got, want in zip(run({n: shifted(t) for n, t in inputs.items()}), run(inputs), strict=True):
+        assert torch.equal(got, want)
+
+
+# Groups of few channels: vectors of leads and results that are whole and that are not, filters staged in one go and in
+# several, groups beyond a block's lanes, transposed windows.
+SMALL_GROUPS = [
+    Conv2dCase(
+        id="small_groups_" + name, shape=shape, filters=filters, kernel=kernel, groups=groups, small=True, **options
+    )
+    for name, shape, filters, kernel, groups, options in (
+        ("of_4", (2, 32, 9, 10), 32, (3, 3), 8, {"padding": 1}),
+        ("of_4_stride_2", (2, 16, 11, 12), 16, (3, 3), 4, {"stride": 2, "padding": 1}),
+        ("of_8", (2, 24, 7, 9), 24, (3, 3), 3, {"padding": 1}),
+        ("of_2", (3, 8, 6, 7), 8, (3, 3), 4, {"padding": 1}),
+        ("of_3_to_5", (2, 9, 7, 8), 15, (3, 2), 3, {"padding": 1, "bias": False}),
+        ("of_8_to_6", (2, 16, 7, 8), 12, (3, 3), 2, {"stride": (2, 1), "dilation": (1, 2), "padding": 2}),
+        ("of_16", (1, 32, 5, 6), 32, (3, 3), 2, {"padding": 1}),
+        ("of_16_5x5", (1, 32, 7, 6), 32, (5, 5), 2, {"padding": 2}),
+        ("many_groups", (1, 160, 5, 5), 160, (3, 3), 40, {"padding": 1}),
+        ("wide_image", (1, 8, 3, 150), 8, (3, 3), 2, {"padding": 1}),
+        ("one_result_each", (2, 12, 6, 7), 3, (3, 3), 3, {"padding": 1}),
+        ("stride_3", (2, 8, 13, 12), 8, (2, 2), 2, {"stride": 3}),
+    )
+]
+
+
+@grid(SMALL_GROUPS, layouts=["contiguous", "channels_last", "sliced"])
+def test_small_groups(case, dtype, layout, backend):
+    check_values_and_gradients(case, dtype, layout, backend.device)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_small_groups_keep_what_is_not_finite(layout, backend):
+    """NaN in one group reaches no other; a weight that is not finite meets no padding."""
+    x = torch.ones(1, 16, 6, 7)
+    x[:, 5] = float("nan")
+    w = torch.ones(16, 4, 3, 3)
+    out = fastnn.functional.conv2d(lay_out(x, layout).to(backend.device), w.to(backend.device), padding=1, groups=4)
+    nan = out.isnan().flatten(2).any(2)[0]
+    assert nan.tolist() == [4 <= k < 8 for k in range(16)]
 
 
 FEW_CHANNELS = [
@@ -460,7 +552,7 @@ def test_hopper_gives_the_same_bits_in_any_order(case, dtype, layout, backend):
 
 
 @grid(
-    [c for c in [*MANY_CHANNELS, *PRODUCTS, *HOPPER_CASES] if c.shape[0] > 1],
+    [c for c in [*MANY_CHANNELS, *PRODUCTS, *HOPPER_CASES, *DEPTHWISE, *SMALL_GROUPS] if c.shape[0] > 1],
     dtypes=[torch.float32, torch.bfloat16],
     layouts=["contiguous", "channels_last"],
 )
@@ -572,6 +664,13 @@ def test_tensor_cores_before_hopper(case, dtype, layout):
 
 
 CHANNELS_LAST_MMA = "mma_channels mma_channels_filter_rows mma_position_vectors"
+DEPTHWISE_CHANNELS = "depthwise_channels depthwise_channels depthwise_weight_channels"
+DEPTHWISE_CHANNELS_ANY = "depthwise_channels_any depthwise_channels_any channel_sum"
+DEPTHWISE_PLANES = "depthwise_planes depthwise_planes depthwise_weight_planes"
+DEPTHWISE_PLANES_ANY = "depthwise_planes depthwise_planes channel_sum"
+DEPTHWISE_GENERAL = "depthwise_forward depthwise_grad_input channel_sum"
+SMALL_GROUPS_OF_16 = "small_groups small_groups fma_position_elements"
+PLANES_MMA = "mma_planes mma_planes mma_position_elements"
 FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
 
 
@@ -614,6 +713,16 @@ FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
         ),
         ("bfloat16", False, "channels_last", (2, 30, 8, 8), 32, 3, {}, "mma_planes mma_channels mma_position_elements"),
         ("float32", False, "contiguous", (2, 64, 8, 8), 4, 1, {}, "gemm gemm gemm"),
+        ("bfloat16", False, "channels_last", (2, 8, 8, 8), 8, 3, {"groups": 8}, DEPTHWISE_CHANNELS),
+        ("float32", False, "channels_last", (2, 8, 8, 8), 8, 5, {"groups": 8, "stride": 2}, DEPTHWISE_CHANNELS),
+        ("float16", False, "channels_last", (2, 8, 8, 8), 8, 7, {"groups": 8}, DEPTHWISE_CHANNELS_ANY),
+        ("float64", False, "channels_last", (2, 8, 8, 8), 8, 3, {"groups": 8}, DEPTHWISE_CHANNELS_ANY),
+        ("bfloat16", False, "contiguous", (2, 8, 8, 8), 8, 3, {"groups": 8}, DEPTHWISE_PLANES),
+        ("float32", False, "contiguous", (2, 8, 8, 8), 8, 4, {"groups": 8}, DEPTHWISE_PLANES_ANY),
+        ("float32", False, "contiguous", (2, 8, 8, 8), 16, 3, {"groups": 8}, DEPTHWISE_GENERAL),
+        ("bfloat16", False, "channels_last", (2, 16, 8, 8), 16, 3, {"groups": 4}, "small_groups small_groups gemm"),
+        ("float32", False, "contiguous", (2, 32, 8, 8), 32, 3, {"groups": 2}, SMALL_GROUPS_OF_16),
+        ("bfloat16", False, "contiguous", (2, 32, 8, 8), 32, 3, {"groups": 2}, PLANES_MMA),
         ("float64", True, "contiguous", (2, 64, 8, 8), 64, 3, {}, "gemm gemm gemm"),
     ],
 )
@@ -621,7 +730,8 @@ def test_which_kernel(dtype, tf32, layout, shape, filters, kernel, options, kern
     """The choice of kernel by dtype, layout, shape and torch's flag for tf32, on a device before Hopper."""
     form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x = torch.randn(shape).to(getattr(torch, dtype), memory_format=form)
-    w = torch.randn(filters, shape[1], kernel, kernel).to(getattr(torch, dtype), memory_format=form)
+    w_shape = (filters, shape[1] // options.get("groups", 1), kernel, kernel)
+    w = torch.randn(w_shape).to(getattr(torch, dtype), memory_format=form)
     seen = []
     with emulated_cuda(), device_capability(80), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
         for wanted in ("output", "input", "weight"):
@@ -632,7 +742,8 @@ def test_which_kernel(dtype, tf32, layout, shape, filters, kernel, options, kern
             if wanted != "output":
                 with access_profile() as launched:
                     torch.autograd.grad(out, leaves[wanted], cotangent)
-            names = [k.name for k in launched if re.search("mma|fma|gemm", k.name)]
+            names = [k.name for k in launched if re.search("mma|fma|gemm|depthwise|groups|channel_sum", k.name)]
+            names = [name for name in names if not name.endswith("_combine")]
             assert len(names) == 1
             seen.append(re.sub("^conv_|_small$|_large$|_kernel$|implicit_", "", names[0]))
     assert " ".join(seen) == kernels

@@ -1,21 +1,24 @@
 // Convolution on CUDA: the choice of kernel for each direction.
 //
-//   direction     depthwise (C == groups, few filters a channel)     everything else
-//   forward       conv_depthwise.cuh, a thread an output             conv_implicit_gemm.cuh
-//   grad_input    conv_depthwise.cuh, a thread a position of x       conv_implicit_gemm.cuh, by residue class
-//   grad_weight   conv_channel_sum.cuh, a block a tap                conv_implicit_gemm.cuh, k split
-//   grad_bias                          conv_channel_sum.cuh, a block a channel tile
+// The first of these that takes it:
+//   conv_small_groups.h        groups of few channels; not the weight gradient
+//   conv_wgmma.h, conv_mma.h   products large enough for pipelined tiles
+//   conv_depthwise.h           C == groups, few filters a channel
+//   conv_implicit_gemm.cuh     everything else: float64, few rows, coordinates beyond 32 bits
+// The bias gradient is conv_channel_sum.cuh's, a block a tile of channels.
 //
 // What each kernel owns, what bounds it and how its error grows stand at the head of its file. This file turns
 // the contract's parameters into the kernels' and chooses, by shape alone.
+#include <type_traits>
+
 #include "../ops/conv.h"
 #include "conv_channel_sum.cuh"
-#include "conv_depthwise.cuh"
+#include "conv_depthwise.h"
 #include "conv_gemm_problem.cuh"
 #include "conv_implicit_gemm.cuh"
 #include "conv_index.cuh"
 #include "conv_mma.h"
-#include "conv_sum_splits.cuh"
+#include "conv_small_groups.h"
 #include "conv_wgmma.h"
 #include "dispatch.cuh"
 #include "platform.cuh"
@@ -23,101 +26,84 @@
 namespace fastnn::cuda {
 namespace {
 
-ChannelSum depthwise_weight_sum(const ConvGradWeightParams& params) {
-  const ConvGeometry& g = params.geometry;
-  ChannelSum p{};
-  p.channels = g.K;
-  p.positions = {g.N, {g.out[0], g.out[1], g.out[2]}, false};
-  p.filters_per_channel = g.K / g.groups;
-  p.taps = g.kernel[0] * g.kernel[1] * g.kernel[2];
-  for (int d = 0; d < kSpatialDims; ++d) {
-    p.kernel[d] = g.kernel[d];
-    p.stride[d] = g.stride[d];
-    p.pad[d] = g.pad[d];
-    p.dilation[d] = g.dilation[d];
-    p.in[d] = g.in[d];
-  }
-  std::copy_n(params.grad_y_strides, 2 + kSpatialDims, p.grad_y_strides);
-  std::copy_n(params.x_strides, 2 + kSpatialDims, p.x_strides);
-  std::copy_n(params.grad_w_strides, 2 + kSpatialDims, p.grad_w_strides);
-  return p;
-}
-
 constexpr bool is_float64(DType dtype) { return dtype == DType::kFloat64; }
 
-int scalar_size(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat64:
-      return 8;
-    case DType::kFloat32:
-      return 4;
-    case DType::kBFloat16:
-    case DType::kFloat16:
-      return 2;
+enum class Kernels { kSmallGroups, kWgmma, kMma, kDepthwise, kImplicitGemm };
+
+template <typename Params>
+Kernels choose(const Params& p) {
+  if constexpr (!std::is_same_v<Params, ConvGradWeightParams>) {
+    if (takes_small_groups(p)) return Kernels::kSmallGroups;
+  }
+  if (takes_wgmma(p)) return Kernels::kWgmma;
+  if (takes_mma(p)) return Kernels::kMma;
+  return is_depthwise(p.geometry) ? Kernels::kDepthwise : Kernels::kImplicitGemm;
+}
+
+ConvGemm problem_of(const ConvForwardParams& p) { return forward_problem(p); }
+ConvGemm problem_of(const ConvGradInputParams& p) { return grad_input_problem(p); }
+ConvGemm problem_of(const ConvGradWeightParams& p) { return grad_weight_problem(p); }
+
+template <typename Params>
+int64_t workspace(const Params& p) {
+  switch (choose(p)) {
+    case Kernels::kSmallGroups:
+      return 0;
+    case Kernels::kWgmma:
+      return wgmma_workspace(p);
+    case Kernels::kMma:
+      return mma_workspace(p);
+    case Kernels::kDepthwise:
+      if constexpr (std::is_same_v<Params, ConvGradWeightParams>) return depthwise_workspace(p);
+      return 0;
+    case Kernels::kImplicitGemm:
+      return gemm_workspace(problem_of(p), is_float64(p.dtype));
   }
   return 0;
 }
 
+// `gemm` launches the implicit GEMM of conv_implicit_gemm.cuh for the scalar type of its tag.
+template <typename Params, typename Gemm>
+Status run(const Params& p, Stream stream, Gemm gemm) {
+  switch (choose(p)) {
+    case Kernels::kSmallGroups:
+      if constexpr (!std::is_same_v<Params, ConvGradWeightParams>) return launch_small_groups(p, stream);
+      break;
+    case Kernels::kWgmma:
+      return launch_wgmma(p, stream);
+    case Kernels::kMma:
+      return launch_mma(p, stream);
+    case Kernels::kDepthwise:
+      return launch_depthwise(p, stream);
+    case Kernels::kImplicitGemm:
+      return dispatch_dtype(p.dtype, gemm);
+  }
+  return Status::error("no kernel", "conv");
+}
+
 }  // namespace
 
-int64_t conv_forward_workspace(const ConvForwardParams& p) {
-  if (takes_wgmma(p)) return wgmma_workspace(p);
-  if (takes_mma(p)) return mma_workspace(p);
-  return is_depthwise(p.geometry) ? 0 : gemm_workspace(forward_problem(p), is_float64(p.dtype));
-}
+int64_t conv_forward_workspace(const ConvForwardParams& p) { return workspace(p); }
+int64_t conv_grad_input_workspace(const ConvGradInputParams& p) { return workspace(p); }
+int64_t conv_grad_weight_workspace(const ConvGradWeightParams& p) { return workspace(p); }
 
 Status conv_forward(const ConvForwardParams& p, Stream stream) {
-  if (takes_wgmma(p)) return launch_wgmma(p, stream);
-  if (takes_mma(p)) return launch_mma(p, stream);
-  return dispatch_dtype(p.dtype, [&](auto tag) {
-    using scalar_t = typename decltype(tag)::type;
-    if (is_depthwise(p.geometry)) return launch_depthwise_forward<scalar_t>(p, stream);
-    return launch_gemm<scalar_t>(forward_problem(p), p.w, p.x, p.bias, p.y, p.workspace, stream);
+  return run(p, stream, [&](auto tag) {
+    return launch_gemm<typename decltype(tag)::type>(problem_of(p), p.w, p.x, p.bias, p.y, p.workspace, stream);
   });
-}
-
-int64_t conv_grad_input_workspace(const ConvGradInputParams& p) {
-  if (takes_wgmma(p)) return wgmma_workspace(p);
-  if (takes_mma(p)) return mma_workspace(p);
-  return is_depthwise(p.geometry) ? 0 : gemm_workspace(grad_input_problem(p), is_float64(p.dtype));
 }
 
 Status conv_grad_input(const ConvGradInputParams& p, Stream stream) {
-  if (takes_wgmma(p)) return launch_wgmma(p, stream);
-  if (takes_mma(p)) return launch_mma(p, stream);
-  return dispatch_dtype(p.dtype, [&](auto tag) {
-    using scalar_t = typename decltype(tag)::type;
-    if (is_depthwise(p.geometry)) return launch_depthwise_grad_input<scalar_t>(p, stream);
-    return launch_gemm<scalar_t>(grad_input_problem(p), p.w, p.grad_y, nullptr, p.grad_x, p.workspace, stream);
+  return run(p, stream, [&](auto tag) {
+    return launch_gemm<typename decltype(tag)::type>(problem_of(p), p.w, p.grad_y, nullptr, p.grad_x,
+                                                     p.workspace, stream);
   });
 }
 
-int64_t conv_grad_weight_workspace(const ConvGradWeightParams& p) {
-  if (takes_wgmma(p)) return wgmma_workspace(p);
-  if (takes_mma(p)) return mma_workspace(p);
-  if (!is_depthwise(p.geometry)) return gemm_workspace(grad_weight_problem(p), is_float64(p.dtype));
-  const ChannelSum sum = depthwise_weight_sum(p);
-  const ChannelSumPlan plan = choose_channel_sum_plan(sum, scalar_size(p.dtype), true);
-  if (plan.splits == 1) return 0;
-  return plan.splits * sum.channels * sum.taps * (is_float64(p.dtype) ? sizeof(double) : sizeof(float));
-}
-
 Status conv_grad_weight(const ConvGradWeightParams& p, Stream stream) {
-  if (takes_wgmma(p)) return launch_wgmma(p, stream);
-  if (takes_mma(p)) return launch_mma(p, stream);
-  return dispatch_dtype(p.dtype, [&](auto tag) {
-    using scalar_t = typename decltype(tag)::type;
-    const ConvGemm problem = grad_weight_problem(p);
-    if (!is_depthwise(p.geometry)) {
-      return launch_gemm<scalar_t>(problem, p.grad_y, p.x, nullptr, p.grad_w, p.workspace, stream);
-    }
-    const ChannelSum sum = depthwise_weight_sum(p);
-    const ChannelSumPlan plan = choose_channel_sum_plan(sum, sizeof(scalar_t), true);
-    void* const partial = plan.splits > 1 ? p.workspace : nullptr;
-    const Status status = launch_channel_sum<scalar_t, true>(sum, plan, needs_wide_coordinates(p.geometry),
-                                                             p.grad_y, p.x, p.grad_w, partial, stream);
-    if (!status.ok() || partial == nullptr) return status;
-    return launch_sum_splits<scalar_t>(problem, plan.splits, partial, nullptr, p.grad_w, stream);
+  return run(p, stream, [&](auto tag) {
+    return launch_gemm<typename decltype(tag)::type>(problem_of(p), p.grad_y, p.x, nullptr, p.grad_w,
+                                                     p.workspace, stream);
   });
 }
 

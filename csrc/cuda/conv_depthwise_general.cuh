@@ -1,5 +1,5 @@
-// Depthwise convolution, forward and data gradient: each filter sees one channel (C == groups), so a GEMM tile
-// would multiply mostly by nothing.
+// Depthwise convolution with any strides, any filters a channel and coordinates of 64 bits, forward and data
+// gradient: each filter sees one channel (C == groups), so a GEMM tile would multiply mostly by nothing.
 //
 //   y[n, k, o]      = bias[k] + sum over r of x[n, k / m, o * stride + r * dilation - pad] * w[k, r],  m = K /
 //   C grad_x[n, c, i] = sum over j < m and the taps r that meet i of grad_y[n, c * m + j, o] * w[c * m + j, r]
@@ -26,13 +26,6 @@ template <typename coord_t>
 constexpr int depthwise_blocks() {
   return sizeof(coord_t) == 4 ? 3 : 1;
 }
-// Beyond this many filters a channel a GEMM tile is at least half full, and reuses what it fetches.
-constexpr int64_t kDepthwiseFilters = 8;
-
-inline bool is_depthwise(const ConvGeometry& g) {
-  return g.C == g.groups && g.K / g.groups <= kDepthwiseFilters;
-}
-
 template <typename scalar_t, typename coord_t>
 __global__ void __launch_bounds__(kDepthwiseThreads, depthwise_blocks<coord_t>())
     conv_depthwise_forward_kernel(ConvForwardParams p, IndexRange range) {
