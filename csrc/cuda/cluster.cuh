@@ -123,4 +123,15 @@ __device__ __forceinline__ void grid_sync(unsigned* counter) {
   __syncthreads();
 }
 
+// The same of some blocks of such a grid, on a counter of their own that was 0 when the kernel began: returns
+// when `arrivals` calls have been made by all of them together. Memory is ordered from before to after.
+__device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+    atomic_add_acq_rel(counter, 1);
+    while (load_acquire(counter) < arrivals) __nanosleep(20);
+  }
+  __syncthreads();
+}
+
 }  // namespace fastnn::cuda

@@ -13,3 +13,12 @@ FASTNN_EXPORT void fastnn_emulator_set_seed(uint64_t seed) { fastnn::emulator::s
 FASTNN_EXPORT uint64_t fastnn_emulator_seed() { return fastnn::emulator::seed(); }
 FASTNN_EXPORT void fastnn_emulator_set_workers(unsigned count) { fastnn::emulator::set_workers(count); }
 FASTNN_EXPORT unsigned fastnn_emulator_workers() { return fastnn::emulator::workers(); }
+
+FASTNN_EXPORT void fastnn_emulator_set_device(unsigned multiprocessors, unsigned shared_bytes, bool clusters) {
+  fastnn::emulator::set_multiprocessors(multiprocessors);
+  fastnn::emulator::set_shared_bytes(shared_bytes);
+  fastnn::emulator::set_clusters(clusters);
+}
+FASTNN_EXPORT unsigned fastnn_emulator_multiprocessors() { return fastnn::emulator::multiprocessors(); }
+FASTNN_EXPORT unsigned fastnn_emulator_shared_bytes() { return fastnn::emulator::shared_bytes(); }
+FASTNN_EXPORT bool fastnn_emulator_clusters() { return fastnn::emulator::clusters(); }

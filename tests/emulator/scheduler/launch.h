@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <tuple>
 
+#include "../../../csrc/cuda/device_limits.h"
 #include "../../../csrc/ops/status.h"
 #include "../../../csrc/ops/stream.h"
 #include "../intrinsics/cuda_types.h"
@@ -23,6 +24,8 @@ Status run_grid(const char* name, const LaunchShape& shape, void (*run_thread)(c
 // Of a block of so many threads, on a multiprocessor at once.
 unsigned resident_blocks(unsigned threads, size_t shared_bytes);
 unsigned multiprocessors();
+unsigned shared_bytes();
+bool clusters();
 
 template <typename... KernelArgs, typename... Args>
 Status run_kernel(const char* name, void (*kernel)(KernelArgs...), const LaunchShape& shape,
@@ -68,6 +71,11 @@ Status launch_cooperative(const char* name, void (*kernel)(KernelArgs...), dim3 
                                .dynamic_shared_bytes = dynamic_shared_bytes,
                                .cooperative = true},
                               args...);
+}
+
+inline DeviceLimits device_limits() {
+  return {static_cast<int>(emulator::multiprocessors()), static_cast<int>(emulator::shared_bytes()),
+          emulator::clusters()};
 }
 
 template <typename... KernelArgs>

@@ -12,8 +12,14 @@ uint64_t seed();
 void set_workers(unsigned count);
 unsigned workers();
 
-// FASTNN_EMULATOR_MULTIPROCESSORS: of the device that is played; a cooperative grid must fit on them.
+// The device that is played. FASTNN_EMULATOR_MULTIPROCESSORS: a cooperative grid must fit on them.
+// FASTNN_EMULATOR_SHARED_BYTES: what a block may have of shared memory. FASTNN_EMULATOR_CLUSTERS: 0 for a device
+// before sm_90, which launches no clusters.
 void set_multiprocessors(unsigned count);
 unsigned multiprocessors();
+void set_shared_bytes(unsigned bytes);
+unsigned shared_bytes();
+void set_clusters(bool on);
+bool clusters();
 
 }  // namespace fastnn::emulator
