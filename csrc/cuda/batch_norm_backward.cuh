@@ -302,10 +302,12 @@ Status backward(const BatchNormBackwardParams& p, Stream stream) {
                                         static_cast<const acc_t*>(p.invstd),
                                         {static_cast<acc_t*>(p.workspace), shape.C}};
   void* const passes = static_cast<unsigned char*>(p.workspace) + coefficient_bytes<Coefficients>(shape.C);
-  const PassNames names =
-      activated ? PassNames{"batch_norm_activated_backward_sums", "batch_norm_activated_grad_x",
-                            "batch_norm_activated_backward_held"}
-                : PassNames{"batch_norm_backward_sums", "batch_norm_grad_x", "batch_norm_backward_held"};
+  constexpr PassNames kPlain{"batch_norm_backward_sums", "batch_norm_grad_x", "batch_norm_backward_held",
+                             "batch_norm_backward_held_by_cluster", "batch_norm_backward_held_by_grid"};
+  constexpr PassNames kActivated{
+      "batch_norm_activated_backward_sums", "batch_norm_activated_grad_x", "batch_norm_activated_backward_held",
+      "batch_norm_activated_backward_held_by_cluster", "batch_norm_activated_backward_held_by_grid"};
+  const PassNames names = activated ? kActivated : kPlain;
   return with_backward<scalar_t>(p, [&](const auto& sums, const auto& map) {
     if (sums_wanted && p.training) {
       return reduce_and_map(names, sums, finish, map, shape, passes, stream);

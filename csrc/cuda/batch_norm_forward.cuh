@@ -154,7 +154,8 @@ Status forward(const BatchNormForwardParams& p, Stream stream) {
   const Shift<scalar_t> origin(x, shape);
   const Statistics<scalar_t> statistics{{x}, origin};
   const FinishStatistics<scalar_t> finish{origin, shape.rows(), channels, running, held_back, shape.C};
-  constexpr PassNames kNames{"batch_norm_statistics", "batch_norm_normalise", "batch_norm_forward_held"};
+  constexpr PassNames kNames{"batch_norm_statistics", "batch_norm_normalise", "batch_norm_forward_held",
+                             "batch_norm_forward_held_by_cluster", "batch_norm_forward_held_by_grid"};
   const Status status = with_normalise(p.x, p.activation, normalise, p.y, [&](const auto& map) {
     return reduce_and_map(kNames, statistics, finish, map, shape, passes, stream);
   });

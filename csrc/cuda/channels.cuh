@@ -95,6 +95,35 @@ inline constexpr int kMapUnroll = Op::kInputs == 1   ? 4
                                   : Op::kInputs == 2 ? 2
                                                      : 1;
 
+// Constants of the channels of `columns` vectors of kVec each, in shared memory. By numbers and, within a
+// number, by groups that one read has: of all columns the first group, then of all the next, so that lanes with
+// columns next to each other read without bank conflicts.
+template <typename Channel, typename number_t, int kVec>
+struct SharedChannels {
+  static constexpr int kNumbers = sizeof(Channel) / sizeof(number_t);
+  static constexpr int kGroup = kVecSize<number_t> < kVec ? kVecSize<number_t> : kVec;
+  number_t* numbers;
+  int columns;
+
+  __device__ __forceinline__ void set(int ch, const Channel& channel) const {
+    const int column = ch / kVec, k = ch % kVec;
+    number_t* const place = numbers + (k / kGroup * columns + column) * kGroup + k % kGroup;
+    const auto& values = reinterpret_cast<const number_t(&)[kNumbers]>(channel);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) place[i * columns * kVec] = values[i];
+  }
+  // Of channels first, first + 1, ... of a column; first is a multiple of kGroup.
+  __device__ __forceinline__ void get(int column, int first, Channel (&channel)[kGroup]) const {
+    const number_t* const place = numbers + (first / kGroup * columns + column) * kGroup;
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) {
+      const auto values = load_vec<kGroup>(place + i * columns * kVec, true);
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) reinterpret_cast<number_t(&)[kNumbers]>(channel[k])[i] = values.v[k];
+    }
+  }
+};
+
 // raw[input][u]: the vector at offset(u). The loads stand together, so that all are in flight at once.
 template <int kVec, int kCount, typename Op, typename Offset>
 __device__ __forceinline__ void load_vectors(const Op& op, bool aligned, const Offset& offset,

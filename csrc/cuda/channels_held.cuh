@@ -102,34 +102,9 @@ struct UnitVectors {
   }
 };
 
-// Constants of a unit's channels in shared memory, [number][channel]. A thread reads those of several channels
-// by vectors, and anew where it needs them: of 8 channels they would be 24 to 56 registers.
-template <typename Channel, typename number_t>
-struct SharedChannels {
-  static constexpr int kNumbers = sizeof(Channel) / sizeof(number_t);
-  number_t* numbers;
-  int width;
-
-  __device__ __forceinline__ void set(int ch, const Channel& channel) const {
-    const auto& values = reinterpret_cast<const number_t(&)[kNumbers]>(channel);
-#pragma unroll
-    for (int i = 0; i < kNumbers; ++i) numbers[i * width + ch] = values[i];
-  }
-  // Of channels next to each other, the first a multiple of their number.
-  template <int kCount>
-  __device__ __forceinline__ void get(int first, Channel (&channel)[kCount]) const {
-#pragma unroll
-    for (int i = 0; i < kNumbers; ++i) {
-      const auto values = load_vec<kCount>(static_cast<const number_t*>(numbers) + i * width + first, true);
-#pragma unroll
-      for (int k = 0; k < kCount; ++k) reinterpret_cast<number_t(&)[kNumbers]>(channel[k])[i] = values.v[k];
-    }
-  }
-};
-
 // Shared memory of a block: vectors [stage][input][slot][thread], bytes of bits [stage][slot][thread], partial
 // results of warps [warp][channel] and of the block, constants of channels.
-template <int kVec, typename Reduce, typename Map>
+template <int kVec, int kChannels, typename Reduce, typename Map>
 struct HeldMemory {
   using scalar_t = typename Map::scalar_t;
   using acc_t = typename Map::acc_t;
@@ -166,11 +141,11 @@ struct HeldMemory {
     return reinterpret_cast<Partial*>(shared + plan.totals_at);
   }
   // The reduction's constants of channels, where threads have several, and the map's.
-  __device__ __forceinline__ SharedChannels<typename Reduce::Channel, acc_t> before() const {
-    return {reinterpret_cast<acc_t*>(shared + plan.before_at), plan.width};
+  __device__ __forceinline__ SharedChannels<typename Reduce::Channel, acc_t, kChannels> before() const {
+    return {reinterpret_cast<acc_t*>(shared + plan.before_at), plan.width / kChannels};
   }
-  __device__ __forceinline__ SharedChannels<typename Map::Channel, acc_t> after() const {
-    return {reinterpret_cast<acc_t*>(shared + plan.after_at), plan.width};
+  __device__ __forceinline__ SharedChannels<typename Map::Channel, acc_t, kChannels> after() const {
+    return {reinterpret_cast<acc_t*>(shared + plan.after_at), plan.width / kChannels};
   }
 
   // Sends for a vector of input n, which must not be null.
@@ -251,11 +226,11 @@ __device__ __forceinline__ void reduce_columns_of_warp(T (&values)[kCount], int 
 // Adds what `warps_of_each` warps have left of each of the unit's channels in scratch, [warp][channel], and
 // what the group's blocks have of it; then leaves the channels' constants in shared memory. Every thread takes
 // part.
-template <int kVec, typename Reduce, typename Finish, typename Map>
+template <int kVec, int kChannels, typename Reduce, typename Finish, typename Map>
 __device__ __forceinline__ void finish_unit(const HeldArguments<typename Reduce::Partial>& a,
-                                            const HeldMemory<kVec, Reduce, Map>& memory, const Finish& finish,
-                                            const Map& map, int warps_of_each, int64_t group, int rank,
-                                            int64_t turn, int64_t first_channel) {
+                                            const HeldMemory<kVec, kChannels, Reduce, Map>& memory,
+                                            const Finish& finish, const Map& map, int warps_of_each,
+                                            int64_t group, int rank, int64_t turn, int64_t first_channel) {
   using Partial = typename Reduce::Partial;
   const HeldPlan& plan = a.plan;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
@@ -321,9 +296,9 @@ __device__ __forceinline__ int held_chunk(int slots) {
 
 // Sends for the first slots of a unit, in kHeldChunks groups of copies for the reduction and one more for what
 // the map alone reads.
-template <int kVec, typename Reduce, typename Map, typename Vectors>
-__device__ __forceinline__ void request_unit(const HeldMemory<kVec, Reduce, Map>& memory, const Map& map,
-                                             const Vectors& vectors, bool aligned, int stage) {
+template <int kVec, int kChannels, typename Reduce, typename Map, typename Vectors>
+__device__ __forceinline__ void request_unit(const HeldMemory<kVec, kChannels, Reduce, Map>& memory,
+                                             const Map& map, const Vectors& vectors, bool aligned, int stage) {
   const int held = vectors.count < memory.plan.slots ? vectors.count : memory.plan.slots;
   const int chunk = held_chunk<Reduce, kVec>(memory.plan.slots);
   for (int c = 0; c < kHeldChunks; ++c) {
@@ -379,13 +354,12 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
     held_units_kernel(Reduce reduce, Finish finish, Map map, HeldArguments<typename Reduce::Partial> a) {
   using scalar_t = typename Map::scalar_t;
   constexpr int kVec = kVecSize<scalar_t>, kChannels = kRows ? kVec : 1;
-  // Channels whose constants one read of shared memory has a number of.
-  constexpr int kGroup = kRows ? kVecSize<typename Map::acc_t> : 1;
+  constexpr int kGroup = SharedChannels<typename Map::Channel, typename Map::acc_t, kChannels>::kGroup;
   constexpr int kUnroll = kReduceUnroll<Reduce, kVec>;
   using Vectors = UnitVectors<kVec, kRows, typename Reduce::Partial>;
   FASTNN_DYNAMIC_SHARED(unsigned char, shared);
   const HeldPlan& plan = a.plan;
-  const HeldMemory<kVec, Reduce, Map> memory(plan, shared, map);
+  const HeldMemory<kVec, kChannels, Reduce, Map> memory(plan, shared, map);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int64_t group = blockIdx.x / plan.blocks;
   const int rank = static_cast<int>(blockIdx.x % plan.blocks);
@@ -407,7 +381,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
 
     // Planes: the unit's constants. Rows have theirs in shared memory.
     [[maybe_unused]] typename Reduce::Channel channel[1];
-    const int first_of_tile = kRows ? thread % plan.columns * kVec : 0;
+    const int column = kRows ? thread % plan.columns : 0;
     if constexpr (kRows) {
       const int64_t first = unit * plan.width;
       for (int i = thread; i < plan.width && first + i < a.C; i += plan.threads) {
@@ -438,7 +412,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
 #pragma unroll
         for (int first = 0; first < kVec; first += kGroup) {
           typename Reduce::Channel of_group[kGroup];
-          memory.before().get(first_of_tile + first, of_group);
+          memory.before().get(column, first, of_group);
           add_vectors(reduce, raw, bits, seen, of_group, state, first);
         }
       } else {
@@ -463,7 +437,6 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
     for (int k = 0; k < kChannels; ++k) partial[k] = reduce.partial(state[k], seen);
     auto* const scratch = memory.scratch() + warp * plan.width;
     if constexpr (kRows) {
-      const int column = thread % plan.columns;
       reduce_columns_of_warp(partial, plan.columns, 0, true,
                              [&](int k, const auto& total) { scratch[column * kVec + k] = total; });
     } else {
@@ -474,7 +447,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
                 kRows ? unit * plan.width : unit);
 
     [[maybe_unused]] typename Map::Channel constants[1];
-    if constexpr (!kRows) memory.after().get(0, constants);
+    if constexpr (!kRows) memory.after().get(0, 0, constants);
     wait_for_chunk(kHeldChunks);
     // The last first: of what is not held, the L2 has that. Whole warps together, as bits may have to be
     // stored.
@@ -503,7 +476,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
 #pragma unroll
       for (int first = 0; first < kVec; first += kRows ? kGroup : kVec) {
         [[maybe_unused]] typename Map::Channel of_group[kGroup];
-        if constexpr (kRows) memory.after().get(first_of_tile + first, of_group);
+        if constexpr (kRows) memory.after().get(column, first, of_group);
 #pragma unroll
         for (int u = 0; u < kAtOnce; ++u) {
           Vec<scalar_t, kVec> in[Map::kInputs];
@@ -536,7 +509,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
   constexpr int kVec = kVecSize<scalar_t>, kUnroll = kReduceUnroll<Reduce, 1>;
   FASTNN_DYNAMIC_SHARED(unsigned char, shared);
   const HeldPlan& plan = a.plan;
-  const HeldMemory<kVec, Reduce, Map> memory(plan, shared, map);
+  const HeldMemory<kVec, 1, Reduce, Map> memory(plan, shared, map);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int64_t unit = blockIdx.x / plan.blocks;
   const int rank = static_cast<int>(blockIdx.x % plan.blocks);
@@ -655,7 +628,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
       int64_t channel = a.by_plane.take(place);
       const auto next = [&] {
         typename Map::Channel of_one[1];
-        constants.get(static_cast<int>(channel++), of_one);
+        constants.get(static_cast<int>(channel++), 0, of_one);
         return of_one[0];
       };
       map_across_channels(map, place, a.S, next, in, out, bits[0]);
@@ -732,7 +705,7 @@ Status launch_held(const char* name, Kernel kernel, const Reduce& reduce, const 
   }
   a.counters = static_cast<unsigned*>(workspace);
   a.partials = reinterpret_cast<Partial*>(static_cast<unsigned char*>(workspace) + held_counter_bytes(plan));
-  const Status status = launch(name, zero_counters_kernel, dim3(1), dim3(kCounterThreads), 0, stream,
+  const Status status = launch("zero_counters", zero_counters_kernel, dim3(1), dim3(kCounterThreads), 0, stream,
                                a.counters, plan.groups * kCounterStride);
   if (!status.ok()) return status;
   return launch_cooperative(name, kernel, grid, block, shared, stream, reduce, finish, map, a);
@@ -740,7 +713,12 @@ Status launch_held(const char* name, Kernel kernel, const Reduce& reduce, const 
 
 // What launches are called in errors and profiles.
 struct PassNames {
-  const char *reduce, *map, *held;
+  const char *reduce, *map;                           // two passes
+  const char *held, *held_by_cluster, *held_by_grid;  // by Meeting
+
+  const char* of(Meeting meeting) const {
+    return meeting == Meeting::kBlock ? held : meeting == Meeting::kCluster ? held_by_cluster : held_by_grid;
+  }
 };
 
 // Reduces each channel and maps its elements by what finish finds.
@@ -749,7 +727,7 @@ Status reduce_and_map(const PassNames& names, const Reduce& reduce, const Finish
                       const ChannelShape& shape, void* workspace, Stream stream) {
   const HeldPlan plan = choose_variant(shape, held_needs<Reduce>(map), device_limits());
   const auto held = [&](auto kernel) {
-    return launch_held(names.held, kernel, reduce, finish, map, shape, plan, workspace, stream);
+    return launch_held(names.of(plan.meeting), kernel, reduce, finish, map, shape, plan, workspace, stream);
   };
   switch (plan.variant) {
     case Variant::kTwoPass:

@@ -12,12 +12,17 @@
 //
 // A unit's elements are held by one block where they leave room for a second block on the multiprocessor, which
 // then moves data while this one computes or waits; else by the smallest cluster with which that is so, up to 8
-// blocks; else by a cluster of 8 with a multiprocessor for each block. Larger units take a cooperative grid, in
-// which `groups` groups of blocks hold a unit each:
+// blocks; else by a cluster of 8 with a multiprocessor for each block, if that fills half of the device. Larger
+// units take a cooperative grid, in which groups of blocks hold a unit each:
 //
-//   all units at once            where they fit on the device together
-//   two units a group            one of which is on its way while the other meets its group and is stored
-//   one unit of the whole grid   and what does not fit is read again, the last of it first, which the L2 holds
+//   all units at once    where they fit on the device together
+//   two units a group    one of which is on its way while the other meets its group and is stored: where a unit
+//                        fits on half of the device; and where it fits on all of it, so that the next is under
+//                        way early: the L2 has what of a unit then has to be read again, 14 MB at most
+//   one unit of the grid up to kMaxTimesTooLarge times what fits: the rest is read again, the last of it first
+//
+// 132 multiprocessors hold 28 MB. Every plane of 28 MB or less a channel is so served, and rows of up to 219
+// 000 with one read, or 900 000 with a part read again; backward, which holds two tensors, half of that.
 #pragma once
 
 #include <cstdint>
@@ -101,7 +106,7 @@ class Planner {
     while (blocks < kMaxCluster && bytes(blocks, most) > half) blocks *= 2;
     if (bytes(blocks, most) > half) {
       most = kHeldThreads;
-      const bool fills = plan_.units * blocks >= device_.multiprocessors;
+      const bool fills = 2 * plan_.units * blocks >= device_.multiprocessors;
       if (bytes(blocks, most) > whole || (grid_allowed && !fills))
         return grid_allowed ? choose_grid() : HeldPlan{};
     }
@@ -158,23 +163,23 @@ class Planner {
     const auto blocks_for = [&](int64_t slots) {
       return ceil_div(pieces_.count * pieces_.vectors, slots * kHeldThreads);
     };
+    const int64_t alone = blocks_for(most), beside_next = blocks_for(most / 2);
     plan_.meeting = Meeting::kGrid;
-    if (plan_.units * blocks_for(most) <= multiprocessors) {
+    if (plan_.units * alone <= multiprocessors) {
       plan_.groups = plan_.units;
-    } else if (blocks_for(most / 2) <= multiprocessors) {
+    } else if (beside_next <= multiprocessors) {
       plan_.stages = 2;
-      plan_.groups = multiprocessors / blocks_for(most / 2);
+      plan_.groups = multiprocessors / beside_next;
       // No more groups than keep all of them busy to the end.
       plan_.groups = ceil_div(plan_.units, ceil_div(plan_.units, plan_.groups));
-    } else if (blocks_for(most) <= kMaxTimesTooLarge * multiprocessors) {
+    } else if (alone <= kMaxTimesTooLarge * multiprocessors) {
       plan_.groups = 1;
+      if (alone <= multiprocessors && plan_.units > 1) plan_.stages = 2;
     } else {
       return {};
     }
     plan_ = finish(static_cast<int>(multiprocessors / plan_.groups), kHeldThreads);
-    // Shares are rounded up, so that a block may have a slot more than was counted.
-    if (plan_.slots > most / plan_.stages) plan_ = finish_with(static_cast<int>(most / plan_.stages));
-    return plan_;
+    return plan_.slots <= most / plan_.stages ? plan_ : finish_with(most / plan_.stages);
   }
 
   HeldPlan finish(int blocks, int threads) {

@@ -86,20 +86,35 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
   }
 }
 
+// Room for the constants of 32 vectors of channels, aligned for reads by vectors.
+template <typename acc_t>
+using StagedNumbers = Vec<acc_t, kVecSize<acc_t>>;
+template <typename Op, int kVec>
+inline constexpr int kStagedNumbers =
+    kWarpSize * kVec * static_cast<int>(sizeof(typename Op::Channel)) / kVecBytes;
+
 // Constants of the block's tile of channels, through shared memory into the threads that need them. Every
-// thread takes part; `staged` has a place for each of the tile's blockDim.x * kVec channels.
+// thread takes part.
 template <int kVec, typename Op>
-__device__ __forceinline__ void stage_channels(const Op& op, int64_t C, typename Op::Channel* staged,
+__device__ __forceinline__ void stage_channels(const Op& op, int64_t C,
+                                               StagedNumbers<typename Op::acc_t>* memory,
                                                typename Op::Channel (&channel)[kVec]) {
-  const int width = static_cast<int>(blockDim.x) * kVec;
+  using Staged = SharedChannels<typename Op::Channel, typename Op::acc_t, kVec>;
+  const Staged staged{reinterpret_cast<typename Op::acc_t*>(memory), static_cast<int>(blockDim.x)};
+  const int width = staged.columns * kVec, column = static_cast<int>(threadIdx.x);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * width;
   for (int i = thread_in_block(); i < width && first + i < C; i += kColumnThreads) {
-    staged[i] = op.channel(first + i);
+    staged.set(i, op.channel(first + i));
   }
   __syncthreads();
-  if (first + threadIdx.x * kVec >= C) return;
+  if (first + column * kVec >= C) return;
 #pragma unroll
-  for (int k = 0; k < kVec; ++k) channel[k] = staged[threadIdx.x * kVec + k];
+  for (int g = 0; g < kVec; g += Staged::kGroup) {
+    typename Op::Channel group[Staged::kGroup];
+    staged.get(column, g, group);
+#pragma unroll
+    for (int k = 0; k < Staged::kGroup; ++k) channel[g + k] = group[k];
+  }
 }
 
 template <typename Op, int kVec, typename Finish>
@@ -108,7 +123,8 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
                        ColumnArrays<typename Op::Partial> partials) {
   constexpr int kUnroll = kReduceUnroll<Op, kVec>;
   FASTNN_SHARED(typename Op::Partial, scratch, kColumnThreads);
-  FASTNN_SHARED(typename Op::Channel, staged, kWarpSize * kVec);
+  constexpr int kStaged = kStagedNumbers<Op, kVec>;
+  FASTNN_SHARED(StagedNumbers<typename Op::acc_t>, staged, kStaged);
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
   typename Op::Channel channel[kVec];
   stage_channels(op, C, staged, channel);
@@ -266,7 +282,8 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   using scalar_t = typename Op::scalar_t;
   constexpr int kUnroll = kMapUnroll<Op>;
   constexpr bool kTogether = bits_of<Op>() == Bits::kWritten;
-  FASTNN_SHARED(typename Op::Channel, staged, kWarpSize * kVec);
+  constexpr int kStaged = kStagedNumbers<Op, kVec>;
+  FASTNN_SHARED(StagedNumbers<typename Op::acc_t>, staged, kStaged);
   if (blockIdx.x == 0 && blockIdx.y == 0 && thread_in_block() == 0) op.on_first_thread();
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
   typename Op::Channel channel[kVec];

@@ -88,3 +88,30 @@ def execution_order(seed: int, workers: int) -> Iterator[None]:
     finally:
         library.fastnn_emulator_set_seed(before[0])
         library.fastnn_emulator_set_workers(before[1])
+
+
+@contextmanager
+def played_device(multiprocessors: int = 4, shared_bytes: int = 227 * 1024, clusters: bool = True) -> Iterator[None]:
+    """Within the context, the emulator plays another device, for which kernels may choose other variants.
+
+    Args:
+        multiprocessors: on which a cooperative grid must fit, at most 256.
+        shared_bytes: what a block may have of shared memory, 1024 to 227 KB; a multiprocessor has 1 KB more.
+        clusters: whether it launches clusters, as devices from sm_90 on do.
+
+    Raises:
+        FileNotFoundError: As :func:`library_path`.
+    """
+    library = ctypes.CDLL(str(library_path()))
+    library.fastnn_emulator_set_device.argtypes = [ctypes.c_uint, ctypes.c_uint, ctypes.c_bool]
+    library.fastnn_emulator_clusters.restype = ctypes.c_bool
+    before = (
+        library.fastnn_emulator_multiprocessors(),
+        library.fastnn_emulator_shared_bytes(),
+        library.fastnn_emulator_clusters(),
+    )
+    library.fastnn_emulator_set_device(multiprocessors, shared_bytes, clusters)
+    try:
+        yield
+    finally:
+        library.fastnn_emulator_set_device(*before)
