@@ -143,7 +143,7 @@ struct GradX {
   const acc_t* invstd;
   ColumnArrays<BatchNormBackwardCoefficients<acc_t>, acc_t> coefficients;
 
-  __device__ __forceinline__ void on_first_thread() const {}
+  __device__ __forceinline__ void begin(int64_t, int64_t) const {}
   __device__ __forceinline__ Channel channel(int64_t c) const { return channel(c, coefficients.get(0, c)); }
   __device__ __forceinline__ Channel channel(int64_t c, const BatchNormBackwardCoefficients<acc_t>& k) const {
     return {{mean[c], invstd[c]}, k};
@@ -166,7 +166,7 @@ struct GradXEvaluation {
   ParamReader<scalar_t> weight;
   const acc_t* invstd;
 
-  __device__ __forceinline__ void on_first_thread() const {}
+  __device__ __forceinline__ void begin(int64_t, int64_t) const {}
   __device__ __forceinline__ Channel channel(int64_t c) const { return weight.get(c, 1) * invstd[c]; }
   __device__ __forceinline__ void apply(Channel scale, const acc_t (&in)[1], acc_t (&out)[1]) const {
     out[0] = in[0] * scale;
@@ -194,7 +194,7 @@ struct ActivatedGradX {
   ColumnArrays<BatchNormBackwardCoefficients<acc_t>, acc_t> coefficients;  // training
   ActivationGradient<scalar_t> gradient;
 
-  __device__ __forceinline__ void on_first_thread() const {}
+  __device__ __forceinline__ void begin(int64_t, int64_t) const {}
   __device__ __forceinline__ Channel channel(int64_t c) const {
     if (training) return channel(c, coefficients.get(0, c));
     return channel(c, {gradient.scale[c], acc_t(0), acc_t(0)});
@@ -229,7 +229,7 @@ struct ActivationGradientMap {
   const acc_t* mean;
   ActivationGradient<scalar_t> gradient;
 
-  __device__ __forceinline__ void on_first_thread() const {}
+  __device__ __forceinline__ void begin(int64_t, int64_t) const {}
   __device__ __forceinline__ Channel channel(int64_t c) const { return gradient.channel(c, mean[c]); }
   __host__ __device__ __forceinline__ bool has_bits() const { return gradient.has_bits(); }
   template <int kVec>

@@ -70,7 +70,7 @@ struct DoubleBackwardMap {
   const acc_t* invstd;
   ColumnArrays<BatchNormDoubleBackwardCoefficients<acc_t>, acc_t> coefficients;
 
-  __device__ __forceinline__ void on_first_thread() const {}
+  __device__ __forceinline__ void begin(int64_t, int64_t) const {}
   __device__ __forceinline__ Channel channel(int64_t c) const {
     return {{mean[c], invstd[c]}, coefficients.get(0, c)};
   }

@@ -2,7 +2,8 @@
 //
 //   training     statistics of each channel, then the map: one launch where a channel stays on the chip, else
 //                three (channels_held.cuh, channels_two_pass.cuh). x is read once or twice, y written.
-//   evaluation   a launch for C channels' scale and shift, and the map.
+//   evaluation   the map alone, whose threads take a channel's scale and shift from the running statistics: a
+//                square root and a division a vector, for which memory leaves time, against a launch.
 //
 // Whoever first needs to know of all channels comes in a launch of one block after them: whether a batch that
 // is not finite is to be skipped; and the counter of batches, where the average is cumulative and every channel
@@ -27,12 +28,17 @@ struct NormaliseOp {
   const acc_t* mean;
   const acc_t* scale;
   const acc_t* shift;
-  int64_t* batches;  // null where it does not move, or not yet
+  int64_t* batches = nullptr;  // null where it does not move, or not yet
+  int64_t C = 0;               // evaluation: of channels that are found here; else 0
+  RunningChannels<scalar_t> running = {};
 
-  __device__ __forceinline__ void on_first_thread() const {
-    if (batches != nullptr) ++*batches;
+  __device__ __forceinline__ void begin(int64_t thread, int64_t threads) const {
+    if (batches != nullptr && thread == 0) ++*batches;
+    for (int64_t c = thread; c < C; c += threads) running.store(c);
   }
-  __device__ __forceinline__ Channel channel(int64_t c) const { return {mean[c], scale[c], shift[c]}; }
+  __device__ __forceinline__ Channel channel(int64_t c) const {
+    return C > 0 ? running.find(c) : Channel{mean[c], scale[c], shift[c]};
+  }
   __device__ __forceinline__ Channel channel(int64_t, const Channel& found) const { return found; }
 };
 
@@ -171,7 +177,7 @@ Status normalise_again(const BatchNormApplyParams& p, const ChannelShape& shape,
   using acc_t = acc_type<scalar_t>;
   const NormaliseOp<scalar_t> channels{static_cast<const acc_t*>(p.mean),
                                        static_cast<const acc_t*>(p.activation.scale),
-                                       static_cast<const acc_t*>(p.activation.shift), nullptr};
+                                       static_cast<const acc_t*>(p.activation.shift)};
   return with_normalise(p.x, p.activation, channels, p.out, [&](const auto& map) {
     return map_channels("batch_norm_normalise", map, shape, stream);
   });

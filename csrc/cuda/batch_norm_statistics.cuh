@@ -22,9 +22,10 @@ namespace fastnn::cuda {
 template <typename scalar_t>
 struct ParamReader {
   using acc_t = acc_type<scalar_t>;
-  const void* data;
-  bool wide;
+  const void* data = nullptr;
+  bool wide = false;
 
+  ParamReader() = default;
   ParamReader(const void* p, DType param_dtype, DType dtype) : data(p), wide(param_dtype != dtype) {}
 
   __device__ __forceinline__ acc_t get(int64_t c, acc_t absent) const {
@@ -246,16 +247,17 @@ __global__ void __launch_bounds__(kCommitThreads, 1)
   if (threadIdx.x == 0 && num_batches_tracked != nullptr) ++*num_batches_tracked;
 }
 
-// Evaluation: there is nothing to combine, the running statistics are the statistics.
+// Evaluation: the running statistics are the statistics.
 template <typename scalar_t>
-struct TakeRunningStatistics {
+struct RunningChannels {
   using acc_t = acc_type<scalar_t>;
-  ParamReader<scalar_t> running_mean, running_var;
+  ParamReader<scalar_t> mean, var;
   ForwardChannels<scalar_t> channels;
 
-  __device__ __forceinline__ void operator()(int64_t c, acc_t) const {
-    channels.set(c, running_mean.get(c, 0), running_var.get(c, 1));
+  __device__ __forceinline__ NormaliseChannel<acc_t> find(int64_t c) const {
+    return channels.find(c, mean.get(c, 0), var.get(c, 1));
   }
+  __device__ __forceinline__ void store(int64_t c) const { channels.set(c, mean.get(c, 0), var.get(c, 1)); }
 };
 
 }  // namespace fastnn::cuda

@@ -24,7 +24,7 @@
 //   Channel, channel(c)                              from what a finish has stored
 //   channel(c, Found)                                from what one has found
 //   apply(channel, in[kInputs], out[kOutputs])
-//   on_first_thread()                                run by one thread of the launch
+//   begin(thread, threads)                           run by all threads of the launch, with their numbers
 //
 // Reduction and map may know a bit of each element (batch_norm_activation.cuh), and then have
 //   kBits                                            Bits::kRead or Bits::kWritten

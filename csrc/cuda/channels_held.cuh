@@ -349,9 +349,9 @@ __device__ __forceinline__ void wait_for_chunk(int c) {
   }
 }
 
-template <typename Reduce, typename Finish, typename Map, bool kRows>
-__global__ void __launch_bounds__(kHeldThreads, 1)
-    held_units_kernel(Reduce reduce, Finish finish, Map map, HeldArguments<typename Reduce::Partial> a) {
+template <bool kRows, typename Reduce, typename Finish, typename Map>
+__device__ __forceinline__ void hold_units(const Reduce& reduce, const Finish& finish, const Map& map,
+                                           const HeldArguments<typename Reduce::Partial>& a) {
   using scalar_t = typename Map::scalar_t;
   constexpr int kVec = kVecSize<scalar_t>, kChannels = kRows ? kVec : 1;
   constexpr int kGroup = SharedChannels<typename Map::Channel, typename Map::acc_t, kChannels>::kGroup;
@@ -364,7 +364,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
   const int64_t group = blockIdx.x / plan.blocks;
   const int rank = static_cast<int>(blockIdx.x % plan.blocks);
   const int chunk = held_chunk<Reduce, kVec>(plan.slots);
-  if (blockIdx.x == 0 && thread == 0) map.on_first_thread();
+  map.begin(static_cast<int64_t>(blockIdx.x) * plan.threads + thread, int64_t{gridDim.x} * plan.threads);
 
   request_unit(memory, map, Vectors(a, group, rank), a.aligned, 0);
   int64_t turn = 0;
@@ -500,11 +500,17 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
   if (plan.meeting == Meeting::kCluster) cluster_wait();
 }
 
+template <typename Reduce, typename Finish, typename Map, bool kRows>
+__global__ void __launch_bounds__(kHeldThreads, 1)
+    held_units_kernel(Reduce reduce, Finish finish, Map map, HeldArguments<typename Reduce::Partial> a) {
+  if constexpr (kHasClusters) hold_units<kRows>(reduce, finish, map, a);
+}
+
 // ---- tiles --------------------------------------------------------------------------------------------------
 
 template <typename Reduce, typename Finish, typename Map>
-__global__ void __launch_bounds__(kHeldThreads, 1)
-    held_tile_kernel(Reduce reduce, Finish finish, Map map, HeldArguments<typename Reduce::Partial> a) {
+__device__ __forceinline__ void hold_tile(const Reduce& reduce, const Finish& finish, const Map& map,
+                                          const HeldArguments<typename Reduce::Partial>& a) {
   using scalar_t = typename Map::scalar_t;
   constexpr int kVec = kVecSize<scalar_t>, kUnroll = kReduceUnroll<Reduce, 1>;
   FASTNN_DYNAMIC_SHARED(unsigned char, shared);
@@ -513,7 +519,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
   const int64_t unit = blockIdx.x / plan.blocks;
   const int rank = static_cast<int>(blockIdx.x % plan.blocks);
-  if (blockIdx.x == 0 && thread == 0) map.on_first_thread();
+  map.begin(static_cast<int64_t>(blockIdx.x) * plan.threads + thread, int64_t{gridDim.x} * plan.threads);
 
   const int64_t first_channel = unit * plan.width;
   const int width = static_cast<int>(a.C - first_channel < plan.width ? a.C - first_channel : plan.width);
@@ -638,6 +644,12 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
     if constexpr (bits_of<Map>() == Bits::kWritten) map.store_bits(at, bits[0], exists);
   }
   if (plan.meeting == Meeting::kCluster) cluster_wait();
+}
+
+template <typename Reduce, typename Finish, typename Map>
+__global__ void __launch_bounds__(kHeldThreads, 1)
+    held_tile_kernel(Reduce reduce, Finish finish, Map map, HeldArguments<typename Reduce::Partial> a) {
+  if constexpr (kHasClusters) hold_tile(reduce, finish, map, a);
 }
 
 // ---- launchers ----------------------------------------------------------------------------------------------

@@ -159,22 +159,22 @@ class Planner {
     const int64_t room = device_.shared_bytes - other_bytes(kHeldThreads);
     const int64_t slot_bytes = int64_t{kHeldThreads} * needs_.vector_bytes();
     const int64_t most = room / slot_bytes;  // slots of a thread
-    if (most < 2) return {};
+    if (most == 0) return {};
     const auto blocks_for = [&](int64_t slots) {
       return ceil_div(pieces_.count * pieces_.vectors, slots * kHeldThreads);
     };
-    const int64_t alone = blocks_for(most), beside_next = blocks_for(most / 2);
+    const int64_t alone = blocks_for(most), beside_next = most == 1 ? 2 * alone : blocks_for(most / 2);
     plan_.meeting = Meeting::kGrid;
     if (plan_.units * alone <= multiprocessors) {
       plan_.groups = plan_.units;
-    } else if (beside_next <= multiprocessors) {
+    } else if (beside_next <= multiprocessors && most > 1) {
       plan_.stages = 2;
       plan_.groups = multiprocessors / beside_next;
       // No more groups than keep all of them busy to the end.
       plan_.groups = ceil_div(plan_.units, ceil_div(plan_.units, plan_.groups));
     } else if (alone <= kMaxTimesTooLarge * multiprocessors) {
       plan_.groups = 1;
-      if (alone <= multiprocessors && plan_.units > 1) plan_.stages = 2;
+      if (alone <= multiprocessors && plan_.units > 1 && most > 1) plan_.stages = 2;
     } else {
       return {};
     }

@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
   constexpr int kUnroll = kMapUnroll<Op>;
   // Where bits are written whole warps go on together, beyond the last element too.
   constexpr bool kTogether = bits_of<Op>() == Bits::kWritten;
-  if (blockIdx.x == 0 && threadIdx.x == 0) op.on_first_thread();
+  op.begin(static_cast<int64_t>(blockIdx.x) * kPlaneThreads + threadIdx.x, int64_t{gridDim.x} * kPlaneThreads);
   constexpr int64_t kChunk = int64_t{kPlaneThreads} * kVec;
   const int64_t chunks = ceil_div(elements, kChunk);
   for (int64_t q = blockIdx.x; q < chunks; q += kUnroll * int64_t{gridDim.x}) {
@@ -284,7 +284,8 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   constexpr bool kTogether = bits_of<Op>() == Bits::kWritten;
   constexpr int kStaged = kStagedNumbers<Op, kVec>;
   FASTNN_SHARED(StagedNumbers<typename Op::acc_t>, staged, kStaged);
-  if (blockIdx.x == 0 && blockIdx.y == 0 && thread_in_block() == 0) op.on_first_thread();
+  const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+  op.begin(block * kColumnThreads + thread_in_block(), int64_t{gridDim.x} * gridDim.y * kColumnThreads);
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
   typename Op::Channel channel[kVec];
   stage_channels(op, C, staged, channel);

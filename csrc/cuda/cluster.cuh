@@ -9,6 +9,17 @@
 
 #include "platform.cuh"
 
+namespace fastnn::cuda {
+
+// Whether what is being compiled can run in clusters: kernels that live by them need no code for older devices.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kHasClusters = false;
+#else
+inline constexpr bool kHasClusters = true;
+#endif
+
+}  // namespace fastnn::cuda
+
 #if defined(FASTNN_EMULATOR)
 
 #include "intrinsics/cluster.h"
@@ -50,18 +61,19 @@ __device__ __forceinline__ unsigned cluster_size() {
   return size;
 }
 
-// All threads of the cluster. Memory, shared and global, is ordered from before an arrival to after a wait.
-// Shared memory of another block may be touched only between the first barrier of all and the last.
+// All threads of the cluster, those of a warp together or one by one. Memory, shared and global, is ordered
+// from before an arrival to after a wait. Shared memory of another block may be touched only between the first
+// barrier of all and the last.
 __device__ __forceinline__ void cluster_arrive() {
   FASTNN_NEEDS_SM_90;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
   FASTNN_NEEDS_SM_90;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_sync() {
