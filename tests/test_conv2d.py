@@ -24,7 +24,7 @@ import fastnn
 from fastnn.testing import bounds
 from fastnn.testing.access_profile import access_profile
 from fastnn.testing.cases import ALL_DTYPES, CONV2D, Conv2dCase, generator_for, lay_out
-from fastnn.testing.emulation import device_capability, emulated_cuda
+from fastnn.testing.emulation import emulated_cuda, played_device
 
 BY_ID = {case.id: case for case in CONV2D}
 # Channels and positions both more than one, or the two formats are the same strides.
@@ -659,7 +659,7 @@ def test_hopper_in_three_dimensions(stride, backend):
     layouts=["channels_last"],
 )
 def test_tensor_cores_before_hopper(case, dtype, layout):
-    with emulated_cuda(), device_capability(80):
+    with emulated_cuda(), played_device(compute_capability=80):
         check_values_and_gradients(case, dtype, layout, torch.device("cpu"))
 
 
@@ -733,7 +733,11 @@ def test_which_kernel(dtype, tf32, layout, shape, filters, kernel, options, kern
     w_shape = (filters, shape[1] // options.get("groups", 1), kernel, kernel)
     w = torch.randn(w_shape).to(getattr(torch, dtype), memory_format=form)
     seen = []
-    with emulated_cuda(), device_capability(80), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+    with (
+        emulated_cuda(),
+        played_device(compute_capability=80),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32),
+    ):
         for wanted in ("output", "input", "weight"):
             leaves = {"input": x.detach().requires_grad_(), "weight": w.detach().requires_grad_()}
             with access_profile() as launched:

@@ -348,6 +348,29 @@ def test_other_types_and_layouts(dtype: torch.dtype, layout: torch.memory_format
     assert errors[0] <= (1e-5 if dtype == torch.float32 else 0.3)
 
 
+@pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["sequential", "leaky-elu", "basic blocks", "bottlenecks", "inverted residual"])
+def test_every_backend_serves_a_fused_model(name: str, dtype: torch.dtype, layout, recompute: bool, backend):
+    """All of its layers are fastnn's, so that the kernels of one backend meet each other: masks, statistics, layouts."""
+    exact = make(name)
+    stock = copy.deepcopy(exact).to(dtype).to(memory_format=layout)
+    ours = fastnn.fuse(fastnn.convert(stock, copy=True), recompute=recompute).to(backend.device)
+    assert any(fused_texts(ours).values())
+    exact.load_state_dict(stock.state_dict())
+    x = image(dtype).to(memory_format=layout)
+    for _ in range(2):
+        expected = flat(step(exact, x.double()))
+        result = flat(step(ours, x.to(backend.device))).cpu()
+        error = (result - expected).norm() / expected.norm()
+        assert error <= {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.3}[dtype]
+    for key, ours_value in ours.state_dict().items():
+        want = exact.state_dict()[key]
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+        torch.testing.assert_close(ours_value.cpu().to(want), want, rtol=tolerance, atol=tolerance)
+
+
 def flat(result: tuple[Tensor, Tensor, dict[str, Tensor]]) -> Tensor:
     y, grad, grads = result
     return torch.cat([tensor.double().flatten() for tensor in (y, grad, *grads.values())])

@@ -1,11 +1,12 @@
 """Counts, in the emulator, how well every kernel accesses memory; needs no GPU.
 
-    python tools/memory_efficiency.py [--only REGEX] [--dtypes float32 bfloat16] [--json FILE.json]
+    python tools/memory_efficiency.py [--only REGEX] [--dtypes float32 bfloat16] [--no-clusters] [--json FILE.json]
 
 Each op runs forward and backward at sizes with whole tiles and borders, in both layouts. One row per kernel: its
 efficiency of global memory (bytes asked for over bytes of the sectors that move; 100 % is coalesced), how often a
 sector moves (what caches must make up for), and the wavefronts of shared memory over those that would do without bank
-conflicts; then the lines that waste most. What is counted and what is not: docs/emulator.md.
+conflicts; then the lines that waste most. With --no-clusters the kernels are those of a device before sm_90. What is
+counted and what is not: docs/emulator.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rich.table import Table
 
 import fastnn.nn
 from fastnn.testing.access_profile import AccessSite, KernelAccesses, access_profile
-from fastnn.testing.emulation import emulated_cuda
+from fastnn.testing.emulation import emulated_cuda, played_device
 
 ROOT = Path(__file__).resolve().parent.parent
 # Some dozens of blocks each, and seconds in the emulator.
@@ -51,8 +52,15 @@ POOLS = {
     "5x5/1, 30, 27²": ((2, 30, 27, 27), (5,), {"stride": 1, "padding": 2}),
     "2x2, 4, 3 rows of 9001": ((1, 4, 3, 9001), ((1, 2),), {}),
 }
-NORMS = {"64, 28²": (4, 64, 28, 28), "rows 512 x 256": (512, 256)}
-ENDS = {"64, 28²": (4, 64, 28, 28)}
+NORMS = {
+    "64, 28²": (4, 64, 28, 28),
+    "256, 28²": (4, 256, 28, 28),
+    "128, 7²": (16, 128, 7, 7),
+    "rows 512 x 256": (512, 256),
+    "rows 4096 x 256": (4096, 256),
+    "rows 10000 x 32": (10000, 32),
+}
+ENDS = {"64, 28²": (4, 64, 28, 28), "256, 28²": (4, 256, 28, 28)}
 CELLS = {"N 64, H 128": (64, 128)}
 
 
@@ -170,14 +178,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="rows whose op, case or layout matches this regular expression")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--no-clusters", action="store_true", help="play a device before sm_90")
     parser.add_argument("--json", type=Path, help="write the record here")
     arguments = parser.parse_args()
     chosen = [row for row in rows() if re.search(arguments.only, row.title())]
     todo = [(row, dtype) for dtype in arguments.dtypes for row in chosen]
     results: list[tuple[Row, str, str, list[KernelAccesses]]] = []
-    for row, dtype in track(todo, description="running", console=Console(stderr=True)):
-        for direction, kernels in profile(row, getattr(torch, dtype)).items():
-            results.append((row, dtype, direction, kernels))
+    with played_device(compute_capability=80 if arguments.no_clusters else 90):
+        for row, dtype in track(todo, description="running", console=Console(stderr=True)):
+            for direction, kernels in profile(row, getattr(torch, dtype)).items():
+                results.append((row, dtype, direction, kernels))
     show(Console(width=None if sys.stdout.isatty() else 200), results)
     if arguments.json:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]

@@ -1,10 +1,9 @@
 // What follows a normalisation in the same pass, its derivative, and the mask between them (ops/batch_norm.h
 // has the formulas).
 //
-// The mask is words of 32 bits, as a warp votes them: elements are taken in the order of memory, in groups of
-// 32 vectors of kVecSize; bit l of a group's word k is element k of vector l. So one vote is one word, which
-// the warp that maps a group writes with no other, and a thread that reads a vector reads kVecSize words next
-// to each other, the same as its neighbours.
+// The mask is a bit for each element in the order of memory, eight to a byte. A vector of a half type is a
+// byte, which its thread stores; two of float32 and four of float64 are one, which their threads, neighbours in
+// a warp, put together. So a warp stores 32, 16 or 8 bytes next to each other, and reads as many.
 #pragma once
 
 #include <cmath>
@@ -24,42 +23,24 @@ __device__ __forceinline__ float multiply_add(float a, float b, float c) { retur
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 template <typename scalar_t>
-struct MaskWords {
-  static constexpr int kSize = kVecSize<scalar_t>;
-  uint32_t* words;  // null: there is no mask
+struct MaskBits {
+  uint8_t* bytes;  // null: there is no mask
 
-  // The word and the bit of element i.
-  __device__ __forceinline__ bool get(int64_t i) const {
-    const int64_t vector = i / kSize;
-    return words[vector / kWarpSize * kSize + i % kSize] >> (vector % kWarpSize) & 1;
-  }
-
-  // Bit k: element i + k. i is a multiple of kVec, which is kSize or 1.
+  // Bit k: element i + k. i is a multiple of kVec where that is more than 1.
   template <int kVec>
   __device__ __forceinline__ uint32_t load(int64_t i) const {
-    if constexpr (kVec == 1) {
-      return get(i);
-    } else {
-      const int64_t vector = i / kSize;
-      const uint32_t* const group = words + vector / kWarpSize * kSize;
-      uint32_t bits = 0;
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) bits |= (group[k] >> (vector % kWarpSize) & 1) << k;
-      return bits;
-    }
+    static_assert(kVec <= kBitsTogether);
+    return bytes[i / kBitsTogether] >> (i % kBitsTogether) & ((1u << kVec) - 1);
   }
 
-  // The whole warp takes part; lane l has vector l of the group of element i, bit k of `bits` for its element
-  // k.
-  __device__ __forceinline__ void store(int64_t i, uint32_t bits) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    uint32_t mine = 0;
+  // The whole warp takes part; lanes have vectors next to each other, of which i is the first element.
+  __device__ __forceinline__ void store(int64_t i, uint32_t bits, bool exists) const {
+    constexpr int kVec = kVecSize<scalar_t>, kLanes = kBitsTogether / kVec;
+    const int place = thread_in_block() % kLanes;
+    uint32_t byte = exists ? bits << (place * kVec) : 0;
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) {
-      const uint32_t word = __ballot_sync(kFullWarp, bits >> k & 1);
-      if (lane == k) mine = word;
-    }
-    if (lane < kSize) words[i / (kSize * kWarpSize) * kSize + lane] = mine;
+    for (int lanes = 1; lanes < kLanes; lanes *= 2) byte |= __shfl_xor_sync(kFullWarp, byte, lanes);
+    if (exists && place == 0) bytes[i / kBitsTogether] = static_cast<uint8_t>(byte);
   }
 };
 
@@ -92,7 +73,7 @@ template <typename scalar_t>
 struct ActivationGradient {
   using acc_t = acc_type<scalar_t>;
   ActivationOf<scalar_t> act;
-  MaskWords<scalar_t> mask;
+  MaskBits<scalar_t> mask;
   bool has_y;
   const acc_t* scale;
   const acc_t* shift;
@@ -103,30 +84,21 @@ struct ActivationGradient {
 
   explicit ActivationGradient(const BatchNormActivation& a)
       : act(a),
-        mask{static_cast<uint32_t*>(a.mask)},
+        mask{static_cast<uint8_t*>(a.mask)},
         has_y(a.y != nullptr),
         scale(static_cast<const acc_t*>(a.scale)),
         shift(static_cast<const acc_t*>(a.shift)) {}
 
   __device__ __forceinline__ Channel channel(int64_t c, acc_t mean) const { return {mean, scale[c], shift[c]}; }
 
-  template <int kVec, typename Normalisers>
-  __device__ __forceinline__ void channels(int64_t c, const Normalisers (&x)[kVec],
-                                           Channel (&channel)[kVec]) const {
-    acc_t scales[kVec], shifts[kVec];
-    load_values(scale, c, scales);
-    load_values(shift, c, shifts);
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) channel[k] = {x[k].mean, scales[k], shifts[k]};
-  }
-
+  __host__ __device__ __forceinline__ bool has_bits() const { return mask.bytes != nullptr; }
   template <int kVec>
   __device__ __forceinline__ uint32_t bits(int64_t i) const {
-    return mask.words != nullptr ? mask.template load<kVec>(i) : 0;
+    return mask.bytes != nullptr ? mask.template load<kVec>(i) : 0;
   }
 
   __device__ __forceinline__ acc_t operator()(const Channel& k, acc_t gy, acc_t x, acc_t y, bool bit) const {
-    if (mask.words != nullptr) return act.gradient(gy, bit, false, acc_t(0));
+    if (mask.bytes != nullptr) return act.gradient(gy, bit, false, acc_t(0));
     const acc_t seen = has_y ? y : multiply_add(x - k.mean, k.scale, k.shift);
     return act.gradient(gy, act.positive(seen), has_y, seen);
   }

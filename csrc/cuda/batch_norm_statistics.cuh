@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "../ops/batch_norm_math.h"
+#include "batch_norm_activation.cuh"
 #include "channels.cuh"
 #include "dispatch.cuh"
 
@@ -21,24 +22,15 @@ namespace fastnn::cuda {
 template <typename scalar_t>
 struct ParamReader {
   using acc_t = acc_type<scalar_t>;
-  const void* data;
-  bool wide;
+  const void* data = nullptr;
+  bool wide = false;
 
+  ParamReader() = default;
   ParamReader(const void* p, DType param_dtype, DType dtype) : data(p), wide(param_dtype != dtype) {}
 
   __device__ __forceinline__ acc_t get(int64_t c, acc_t absent) const {
     if (data == nullptr) return absent;
     return wide ? static_cast<const acc_t*>(data)[c] : to_acc(static_cast<const scalar_t*>(data)[c]);
-  }
-
-  // Of channels c + k.
-  template <int kVec>
-  __device__ __forceinline__ void get(int64_t c, acc_t absent, acc_t (&out)[kVec]) const {
-    if (data != nullptr && wide) return load_values(static_cast<const acc_t*>(data), c, out);
-    scalar_t values[kVec];
-    if (data != nullptr) load_values(static_cast<const scalar_t*>(data), c, values);
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) out[k] = data != nullptr ? to_acc(values[k]) : absent;
   }
 };
 
@@ -121,14 +113,6 @@ struct Statistics {
   Shift<scalar_t> shift;
 
   __device__ __forceinline__ Channel channel(int64_t c) const { return shift.get(c); }
-  template <int kVec>  // of rows
-  __device__ __forceinline__ void channels(int64_t c, Channel (&channel)[kVec]) const {
-    scalar_t first[kVec];
-    load_values(shift.x, c, first);
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) channel[k] = shift.finite(to_acc(first[k]));
-  }
-
   __device__ __forceinline__ Step step(int64_t seen, int count) const {
     const acc_t before = static_cast<acc_t>(seen);
     const acc_t share = static_cast<acc_t>(count) / (before + static_cast<acc_t>(count));
@@ -158,7 +142,16 @@ struct Statistics {
   }
 };
 
-// What forward finds of a channel: y = (x - mean) * scale + shift.
+// What the last pass of forward knows of a channel.
+template <typename acc_t>
+struct NormaliseChannel {
+  acc_t mean, scale, shift;
+
+  // Not x * scale + (shift - mean * scale), which cancels at large means.
+  __device__ __forceinline__ acc_t z(acc_t x) const { return multiply_add(x - mean, scale, shift); }
+};
+
+// What forward finds of a channel and keeps: y = (x - mean) * scale + shift.
 template <typename scalar_t>
 struct ForwardChannels {
   using acc_t = acc_type<scalar_t>;
@@ -169,12 +162,15 @@ struct ForwardChannels {
   acc_t* scale;
   acc_t* shift;
 
+  __device__ __forceinline__ NormaliseChannel<acc_t> find(int64_t c, acc_t mean_c, acc_t var_c) const {
+    return {mean_c, weight.get(c, 1) * inverse_std(var_c, eps), bias.get(c, 0)};
+  }
   __device__ __forceinline__ void set(int64_t c, acc_t mean_c, acc_t var_c) const {
-    const acc_t invstd_c = inverse_std(var_c, eps);
+    const auto found = find(c, mean_c, var_c);
     mean[c] = mean_c;
-    invstd[c] = invstd_c;
-    scale[c] = weight.get(c, 1) * invstd_c;
-    shift[c] = bias.get(c, 0);
+    invstd[c] = inverse_std(var_c, eps);
+    scale[c] = found.scale;
+    shift[c] = found.shift;
   }
 };
 
@@ -210,6 +206,9 @@ struct FinishStatistics {
   acc_t* held_back;  // null, or [2, C] for the batch's mean and unbiased variance, which then move nothing yet
   int64_t C;
 
+  __device__ __forceinline__ NormaliseChannel<acc_t> find(int64_t c, const Moments<acc_t>& batch) const {
+    return channels.find(c, origin.get(c) + batch.mean, batch.m2 / static_cast<acc_t>(count));
+  }
   __device__ __forceinline__ void operator()(int64_t c, const Moments<acc_t>& batch) const {
     const acc_t mean = origin.get(c) + batch.mean;
     channels.set(c, mean, batch.m2 / static_cast<acc_t>(count));
@@ -226,7 +225,8 @@ struct FinishStatistics {
 inline constexpr int kCommitThreads = 256;
 
 // Moves the running statistics by what was held back if all of it is finite, and then counts the batch. One
-// block: whether it does has to be known of every channel before the first is moved.
+// block: whether it does has to be known of every channel before the first is moved. With no channels it counts
+// alone.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kCommitThreads, 1)
     commit_statistics_kernel(RunningStatistics<scalar_t> running, const acc_type<scalar_t>* held_back,
@@ -247,16 +247,17 @@ __global__ void __launch_bounds__(kCommitThreads, 1)
   if (threadIdx.x == 0 && num_batches_tracked != nullptr) ++*num_batches_tracked;
 }
 
-// Evaluation: there is nothing to combine, the running statistics are the statistics.
+// Evaluation: the running statistics are the statistics.
 template <typename scalar_t>
-struct TakeRunningStatistics {
+struct RunningChannels {
   using acc_t = acc_type<scalar_t>;
-  ParamReader<scalar_t> running_mean, running_var;
+  ParamReader<scalar_t> mean, var;
   ForwardChannels<scalar_t> channels;
 
-  __device__ __forceinline__ void operator()(int64_t c, acc_t) const {
-    channels.set(c, running_mean.get(c, 0), running_var.get(c, 1));
+  __device__ __forceinline__ NormaliseChannel<acc_t> find(int64_t c) const {
+    return channels.find(c, mean.get(c, 0), var.get(c, 1));
   }
+  __device__ __forceinline__ void store(int64_t c) const { channels.set(c, mean.get(c, 0), var.get(c, 1)); }
 };
 
 }  // namespace fastnn::cuda

@@ -9,6 +9,17 @@
 
 #include "platform.cuh"
 
+namespace fastnn::cuda {
+
+// Whether what is being compiled can run in clusters: kernels that live by them need no code for older devices.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool kHasClusters = false;
+#else
+inline constexpr bool kHasClusters = true;
+#endif
+
+}  // namespace fastnn::cuda
+
 #if defined(FASTNN_EMULATOR)
 
 #include "intrinsics/cluster.h"
@@ -50,18 +61,19 @@ __device__ __forceinline__ unsigned cluster_size() {
   return size;
 }
 
-// All threads of the cluster. Memory, shared and global, is ordered from before an arrival to after a wait.
-// Shared memory of another block may be touched only between the first barrier of all and the last.
+// All threads of the cluster, those of a warp together or one by one. Memory, shared and global, is ordered
+// from before an arrival to after a wait. Shared memory of another block may be touched only between the first
+// barrier of all and the last.
 __device__ __forceinline__ void cluster_arrive() {
   FASTNN_NEEDS_SM_90;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {
   FASTNN_NEEDS_SM_90;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_sync() {
@@ -119,6 +131,17 @@ __device__ __forceinline__ void grid_sync(unsigned* counter) {
     const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
     const unsigned old = atomic_add_acq_rel(counter, first ? 0x80000000u - (blocks - 1) : 1u);
     while (((old ^ load_acquire(counter)) & 0x80000000u) == 0) __nanosleep(20);
+  }
+  __syncthreads();
+}
+
+// The same of some blocks of such a grid, on a counter of their own that was 0 when the kernel began: returns
+// when `arrivals` calls have been made by all of them together. Memory is ordered from before to after.
+__device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+    atomic_add_acq_rel(counter, 1);
+    while (load_acquire(counter) < arrivals) __nanosleep(20);
   }
   __syncthreads();
 }

@@ -27,7 +27,7 @@ WgmmaOperands wgmma_operands(const ConvGradWeightParams& p) { return {p.grad_y, 
 // `otherwise` is returned for all others.
 template <typename Params, typename Result, typename F>
 Result with_plan(const Params& p, Result otherwise, F&& f) {
-  if (compute_capability() / 10 != 9) return otherwise;
+  if (device_limits().compute_capability / 10 != 9) return otherwise;
   WgmmaConv c;
   const auto run = [&](auto tag) {
     return plan_wgmma<typename decltype(tag)::type>(c, p) ? f(tag, c) : otherwise;

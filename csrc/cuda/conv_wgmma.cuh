@@ -287,7 +287,7 @@ Status launch_wgmma_tile(const WgmmaConv& c, const void* a, const void* b, const
   if (!status.ok()) return status;
   const uint32_t units = kReduction == WgmmaReduction::kPositions ? c.problem.runs : c.problem.pairs;
   const uint32_t clusters =
-      std::min(units, static_cast<uint32_t>(std::max(multiprocessors() / kWgmmaCluster, 1)));
+      std::min(units, static_cast<uint32_t>(std::max(device_limits().multiprocessors / kWgmmaCluster, 1)));
   return launch_cluster(kName, conv_wgmma_kernel<scalar_t, Tile, kReduction>, dim3(clusters * kWgmmaCluster),
                         dim3(kWgmmaCluster), dim3(kWgmmaThreads), Tile::kStages * Tile::kStageBytes, stream,
                         maps, c.problem, static_cast<const scalar_t*>(bias), static_cast<scalar_t*>(out),

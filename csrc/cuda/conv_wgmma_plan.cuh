@@ -121,7 +121,7 @@ struct WgmmaChoice {
 // Either one block has all chunks or each has one: the bits do not depend on which.
 inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem) {
   WgmmaChoice choice{};
-  const int64_t clusters = std::max(multiprocessors() / kWgmmaCluster, 1);
+  const int64_t clusters = std::max(device_limits().multiprocessors / kWgmmaCluster, 1);
   const int64_t deepest = problem.classes[0].steps;
   const auto consider = [&]<typename Tile>(TypeTag<Tile>, WgmmaTiles kind, int64_t steps) {
     const int64_t parts = std::max<int64_t>(ceil_div(deepest, std::max<int64_t>(steps, 1)), 1);

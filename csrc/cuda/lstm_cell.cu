@@ -141,24 +141,6 @@ struct StoreBiasGradient {
   }
 };
 
-// The end of both backward kernels: the block's column sums, finished where it has its columns to itself.
-template <int kVec, typename scalar_t, typename acc_t>
-__device__ __forceinline__ void reduce_bias_gradient(const StoreBiasGradient<scalar_t>& finish,
-                                                     const Sums<acc_t, kGates> (&sums)[kVec], int64_t h,
-                                                     Sums<acc_t, kGates>* partials,
-                                                     Sums<acc_t, kGates>* scratch) {
-#pragma unroll
-  for (int k = 0; k < kVec; ++k) {
-    const auto total = column_reduce(sums[k], scratch);
-    if (threadIdx.y != 0 || h >= finish.H) continue;
-    if (gridDim.y == 1) {
-      finish(h + k, total);
-    } else {
-      partials[blockIdx.y * finish.H + h + k] = total;
-    }
-  }
-}
-
 __device__ __forceinline__ int64_t first_unit(int vec) {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * vec;
 }
@@ -202,7 +184,8 @@ struct BackwardArrays {
 template <typename scalar_t, int kVec>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     lstm_cell_backward_kernel(Cells<scalar_t> cells, BackwardArrays<scalar_t> p,
-                              StoreBiasGradient<scalar_t> finish, bool aligned, BiasSums<scalar_t>* partials) {
+                              StoreBiasGradient<scalar_t> finish, bool aligned,
+                              ColumnArrays<BiasSums<scalar_t>> partials) {
   using acc_t = acc_type<scalar_t>;
   FASTNN_SHARED(BiasSums<scalar_t>, scratch, kColumnThreads);
   const int64_t H = cells.H, h = first_unit(kVec);
@@ -230,7 +213,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
       if (p.grad_cx != nullptr) store_vec(p.grad_cx + at, grad_cx, aligned);
     }
   }
-  if (finish.grad_bias != nullptr) reduce_bias_gradient(finish, sums, h, partials, scratch);
+  if (finish.grad_bias != nullptr) finish_columns(sums, scratch, finish, partials, H);
 }
 
 template <typename scalar_t>
@@ -250,7 +233,7 @@ template <typename scalar_t, int kVec>
 __global__ void __launch_bounds__(kColumnThreads, 1)
     lstm_cell_double_backward_kernel(Cells<scalar_t> cells, DoubleBackwardArrays<scalar_t> p,
                                      StoreBiasGradient<scalar_t> finish, bool aligned,
-                                     BiasSums<scalar_t>* partials) {
+                                     ColumnArrays<BiasSums<scalar_t>> partials) {
   using acc_t = acc_type<scalar_t>;
   FASTNN_SHARED(BiasSums<scalar_t>, scratch, kColumnThreads);
   const int64_t H = cells.H, h = first_unit(kVec);
@@ -290,7 +273,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
       if (p.d_cx != nullptr) store_vec(p.d_cx + at, d_cx, aligned);
     }
   }
-  if (finish.grad_bias != nullptr) reduce_bias_gradient(finish, sums, h, partials, scratch);
+  if (finish.grad_bias != nullptr) finish_columns(sums, scratch, finish, partials, H);
 }
 
 // ---- launchers ----------------------------------------------------------------------------------------------
@@ -312,7 +295,8 @@ bool inputs_aligned(const LstmCellInputs& in) {
 // Adds the partial sums that several blocks have left of the same columns.
 template <typename scalar_t>
 Status combine_bias_gradient(const char* name, const StoreBiasGradient<scalar_t>& finish,
-                             const BiasSums<scalar_t>* partials, const ColumnPlan& plan, Stream stream) {
+                             const ColumnArrays<BiasSums<scalar_t>>& partials, const ColumnPlan& plan,
+                             Stream stream) {
   if (finish.grad_bias == nullptr || plan.splits == 1) return Status::success();
   return combine_partials(name, finish, partials, plan.splits, finish.H, stream);
 }
@@ -323,7 +307,7 @@ int64_t bias_gradient_workspace(const LstmCellInputs& in) {
     using scalar_t = typename decltype(tag)::type;
     return dispatch_units<scalar_t>(in.H, [&](auto vec) {
       const int64_t splits = plan_cells(in, vec).splits;
-      bytes = splits == 1 ? 0 : splits * in.H * static_cast<int64_t>(sizeof(BiasSums<scalar_t>));
+      bytes = splits == 1 ? 0 : ColumnArrays<BiasSums<scalar_t>>::bytes(splits, in.H);
       return Status::success();
     });
   });
@@ -345,7 +329,7 @@ Status backward(const LstmCellBackwardParams& p, Stream stream) {
       static_cast<const scalar_t*>(p.grad_hy), static_cast<const scalar_t*>(p.grad_cy),
       static_cast<scalar_t*>(p.grad_gates), static_cast<scalar_t*>(p.grad_cx)};
   const StoreBiasGradient<scalar_t> finish{static_cast<scalar_t*>(p.grad_bias), p.in.H};
-  auto* partials = static_cast<BiasSums<scalar_t>*>(p.workspace);
+  const ColumnArrays<BiasSums<scalar_t>> partials{static_cast<acc_type<scalar_t>*>(p.workspace), p.in.H};
   const bool aligned = inputs_aligned<scalar_t, kVec>(p.in) &&
                        all_aligned<scalar_t, kVec>({p.grad_hy, p.grad_cy, p.grad_gates, p.grad_cx});
   const Status status =
@@ -368,7 +352,7 @@ Status double_backward(const LstmCellDoubleBackwardParams& p, Stream stream) {
                                               static_cast<scalar_t*>(p.d_gates),
                                               static_cast<scalar_t*>(p.d_cx)};
   const StoreBiasGradient<scalar_t> finish{static_cast<scalar_t*>(p.d_bias), p.in.H};
-  auto* partials = static_cast<BiasSums<scalar_t>*>(p.workspace);
+  const ColumnArrays<BiasSums<scalar_t>> partials{static_cast<acc_type<scalar_t>*>(p.workspace), p.in.H};
   const bool aligned = inputs_aligned<scalar_t, kVec>(p.in) &&
                        all_aligned<scalar_t, kVec>({p.gg_gates, p.gg_cx, p.gg_bias, p.grad_hy, p.grad_cy,
                                                     p.d_grad_hy, p.d_grad_cy, p.d_gates, p.d_cx});

@@ -12,6 +12,7 @@
 #include "../ops/dtype.h"
 #include "../ops/status.h"
 #include "../ops/stream.h"
+#include "device_limits.h"
 
 #if defined(FASTNN_EMULATOR)
 
@@ -71,6 +72,10 @@ __device__ __forceinline__ float round_to_tf32(float v) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
   return __uint_as_float(bits);
 }
+
+// The compiler holds nothing that memory has in registers across this: what a loop reads anew in every round it
+// may not read once before it, for want of registers.
+__device__ __forceinline__ void compiler_barrier() { asm volatile("" ::: "memory"); }
 
 namespace detail {
 
@@ -140,19 +145,24 @@ Status launch_cooperative(const char* name, void (*kernel)(KernelArgs...), dim3 
   return detail::launch_with(name, kernel, grid, block, dynamic_shared_bytes, stream, &attribute, 1, args...);
 }
 
-// Of the current device: 10 * major + minor, and how many multiprocessors it has; 0 where there is none.
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
+// Of the current device; zeros where none answers.
+inline DeviceLimits device_limits() {
+  int device = 0, major = 0, minor = 0;
+  DeviceLimits limits{};
   const bool known =
-      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
-  if (!known) cudaGetLastError();
-  return known ? value : 0;
+      cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) ==
+          cudaSuccess &&
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
+  if (!known) {
+    cudaGetLastError();
+    return {};
+  }
+  limits.compute_capability = 10 * major + minor;
+  return limits;
 }
-inline int compute_capability() {
-  return 10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
-         device_attribute(cudaDevAttrComputeCapabilityMinor);
-}
-inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
 template <typename... KernelArgs>
 Status max_cooperative_blocks(void (*kernel)(KernelArgs...), int threads, size_t dynamic_shared_bytes,

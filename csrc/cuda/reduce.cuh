@@ -32,23 +32,47 @@ __device__ __forceinline__ Sums<acc_t, kCount> combine(Sums<acc_t, kCount> a, co
   return a;
 }
 
-__device__ __forceinline__ float shuffle_down(float v, int lanes) {
-  return __shfl_down_sync(kFullWarp, v, lanes);
-}
-__device__ __forceinline__ double shuffle_down(double v, int lanes) {
-  return __shfl_down_sync(kFullWarp, v, lanes);
-}
-
+// Type of the numbers that a reduced type consists of.
+template <typename T>
+struct NumberOf {
+  using type = T;
+};
 template <typename acc_t, int kCount>
-__device__ __forceinline__ Sums<acc_t, kCount> shuffle_down(Sums<acc_t, kCount> s, int lanes) {
+struct NumberOf<Sums<acc_t, kCount>> {
+  using type = acc_t;
+};
+template <typename acc_t>
+struct NumberOf<Moments<acc_t>> {
+  using type = acc_t;
+};
+
+// Each number of a value through `shuffle`.
+template <typename Shuffle>
+__device__ __forceinline__ float shuffled(float v, const Shuffle& shuffle) {
+  return shuffle(v);
+}
+template <typename Shuffle>
+__device__ __forceinline__ double shuffled(double v, const Shuffle& shuffle) {
+  return shuffle(v);
+}
+template <typename acc_t, int kCount, typename Shuffle>
+__device__ __forceinline__ Sums<acc_t, kCount> shuffled(Sums<acc_t, kCount> s, const Shuffle& shuffle) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) s.v[i] = shuffle_down(s.v[i], lanes);
+  for (int i = 0; i < kCount; ++i) s.v[i] = shuffle(s.v[i]);
   return s;
 }
+template <typename acc_t, typename Shuffle>
+__device__ __forceinline__ Moments<acc_t> shuffled(const Moments<acc_t>& m, const Shuffle& shuffle) {
+  return {shuffle(m.count), shuffle(m.mean), shuffle(m.m2)};
+}
 
-template <typename acc_t>
-__device__ __forceinline__ Moments<acc_t> shuffle_down(const Moments<acc_t>& m, int lanes) {
-  return {shuffle_down(m.count, lanes), shuffle_down(m.mean, lanes), shuffle_down(m.m2, lanes)};
+template <typename T>
+__device__ __forceinline__ T shuffle_down(const T& value, int lanes) {
+  return shuffled(value, [=](auto v) { return __shfl_down_sync(kFullWarp, v, lanes); });
+}
+template <typename T>
+__device__ __forceinline__ T shuffle_xor(const T& value, int lanes) {
+  return shuffled(value, [=](auto v) { return __shfl_xor_sync(kFullWarp, v, lanes); });
 }
 
 // Every lane of the warp takes part; lane 0 gets the result, the others something of no use.
@@ -97,6 +121,32 @@ __device__ __forceinline__ T column_reduce(T value, T* scratch) {
   return value;
 }
 
+// Values of T, a struct of numbers, for rows of columns: [row][number][column], so that threads of columns next
+// to each other read and write numbers next to each other.
+template <typename T, typename number_t = typename NumberOf<T>::type>
+struct ColumnArrays {
+  static constexpr int kNumbers = sizeof(T) / sizeof(number_t);
+  number_t* numbers;
+  int64_t columns;
+
+  static int64_t bytes(int64_t rows, int64_t columns) {
+    return rows * columns * static_cast<int64_t>(sizeof(T));
+  }
+
+  __device__ __forceinline__ void set(int64_t row, int64_t column, const T& value) const {
+    const auto& values = reinterpret_cast<const number_t(&)[kNumbers]>(value);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) numbers[(row * kNumbers + i) * columns + column] = values[i];
+  }
+  __device__ __forceinline__ T get(int64_t row, int64_t column) const {
+    T value;
+    auto& values = reinterpret_cast<number_t(&)[kNumbers]>(value);
+#pragma unroll
+    for (int i = 0; i < kNumbers; ++i) values[i] = numbers[(row * kNumbers + i) * columns + column];
+    return value;
+  }
+};
+
 // How a [rows, columns] array is cut for a kernel in which a thread owns one column (or one vector of columns)
 // and walks down rows: blocks of x * y threads, `tiles` of them side by side, `splits` of them one below the
 // other, so that `splits` partial results per column are left to combine.
@@ -129,30 +179,57 @@ inline ColumnPlan plan_columns(int64_t columns, int64_t rows, int rows_at_once) 
   return plan;
 }
 
-// finish(column, T) for each column with the sum of its `splits` partial results, partial[split][column].
-// Splits may be 0. Few columns come with many splits, hence the narrow block.
+// The end of a kernel that plan_columns lays out, in which a thread has kVec columns: the block's result of
+// each of its columns goes to finish(column, T) or, where blocks below have more of the column, to row
+// blockIdx.y of `partials`. Every thread takes part; `scratch` is shared memory for kColumnThreads values.
+template <int kVec, typename T, typename Finish>
+__device__ __forceinline__ void finish_columns(const T (&values)[kVec], T* scratch, const Finish& finish,
+                                               const ColumnArrays<T>& partials, int64_t columns) {
+  static_assert(kWarpSize * kVec <= kColumnThreads, "one value of scratch for each column of a block");
+  T totals[kVec];
+#pragma unroll
+  for (int k = 0; k < kVec; ++k) totals[k] = column_reduce(values[k], scratch);
+  if (threadIdx.y == 0) {
+#pragma unroll
+    for (int k = 0; k < kVec; ++k) scratch[threadIdx.x * kVec + k] = totals[k];
+  }
+  __syncthreads();
+  // All threads of the block share what one row of them holds: a column each, next to each other.
+  const int width = static_cast<int>(blockDim.x) * kVec;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * width;
+  for (int i = thread_in_block(); i < width && first + i < columns; i += kColumnThreads) {
+    if (gridDim.y == 1) {
+      finish(first + i, scratch[i]);
+    } else {
+      partials.set(blockIdx.y, first + i, scratch[i]);
+    }
+  }
+}
+
+// finish(column, T) for each column with the sum of the `splits` rows of `partials`. Splits may be 0. Few
+// columns come with many splits, hence the narrow block: its 8 columns of float32 are a sector.
 inline constexpr int kCombineX = 8, kCombineY = 32;
 
 template <typename T, typename Finish>
 __global__ void __launch_bounds__(kCombineX* kCombineY, 1)
-    combine_partials_kernel(Finish finish, const T* partial, int64_t splits, int64_t columns) {
+    combine_partials_kernel(Finish finish, ColumnArrays<T> partials, int64_t splits, int64_t columns) {
   FASTNN_SHARED(T, scratch, kCombineX * kCombineY);
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kCombineX + threadIdx.x;
   T total{};
   if (column < columns) {
-    for (int64_t s = threadIdx.y; s < splits; s += kCombineY)
-      total = combine(total, partial[s * columns + column]);
+#pragma unroll 4  // loads of four rows under way
+    for (int64_t s = threadIdx.y; s < splits; s += kCombineY) total = combine(total, partials.get(s, column));
   }
   total = column_reduce(total, scratch);
   if (threadIdx.y == 0 && column < columns) finish(column, total);
 }
 
 template <typename T, typename Finish>
-Status combine_partials(const char* name, const Finish& finish, const T* partial, int64_t splits,
+Status combine_partials(const char* name, const Finish& finish, const ColumnArrays<T>& partials, int64_t splits,
                         int64_t columns, Stream stream) {
   return launch(name, combine_partials_kernel<T, Finish>,
                 dim3(static_cast<unsigned>(ceil_div(columns, kCombineX))), dim3(kCombineX, kCombineY), 0,
-                stream, finish, partial, splits, columns);
+                stream, finish, partials, splits, columns);
 }
 
 }  // namespace fastnn::cuda

@@ -91,19 +91,28 @@ def execution_order(seed: int, workers: int) -> Iterator[None]:
 
 
 @contextmanager
-def device_capability(capability: int) -> Iterator[None]:
-    """Within the context, the emulated device is of another compute capability, by which kernels are chosen.
+def played_device(
+    multiprocessors: int = 4, shared_bytes: int = 227 * 1024, compute_capability: int = 90
+) -> Iterator[None]:
+    """Within the context, the emulator plays another device, for which kernels may choose other variants.
 
     Args:
-        capability: 10 times the major plus the minor number, 80 or 90 for instance.
+        multiprocessors: on which a cooperative grid must fit, at most 256.
+        shared_bytes: what a block may have of shared memory, 1024 to 227 KB; a multiprocessor has 1 KB more.
+        compute_capability: 10 times the major plus the minor number; before 90 it launches no clusters.
 
     Raises:
         FileNotFoundError: As :func:`library_path`.
     """
     library = ctypes.CDLL(str(library_path()))
-    before = library.fastnn_emulator_compute_capability()
-    library.fastnn_emulator_set_compute_capability(capability)
+    before = (
+        library.fastnn_emulator_multiprocessors(),
+        library.fastnn_emulator_shared_bytes(),
+        library.fastnn_emulator_compute_capability(),
+    )
+    library.fastnn_emulator_set_device.argtypes = [ctypes.c_uint] * 3
+    library.fastnn_emulator_set_device(multiprocessors, shared_bytes, compute_capability)
     try:
         yield
     finally:
-        library.fastnn_emulator_set_compute_capability(before)
+        library.fastnn_emulator_set_device(*before)

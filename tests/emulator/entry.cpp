@@ -13,7 +13,13 @@ FASTNN_EXPORT void fastnn_emulator_set_seed(uint64_t seed) { fastnn::emulator::s
 FASTNN_EXPORT uint64_t fastnn_emulator_seed() { return fastnn::emulator::seed(); }
 FASTNN_EXPORT void fastnn_emulator_set_workers(unsigned count) { fastnn::emulator::set_workers(count); }
 FASTNN_EXPORT unsigned fastnn_emulator_workers() { return fastnn::emulator::workers(); }
-FASTNN_EXPORT void fastnn_emulator_set_compute_capability(unsigned capability) {
-  fastnn::emulator::set_compute_capability(capability);
+
+FASTNN_EXPORT void fastnn_emulator_set_device(unsigned multiprocessors, unsigned shared_bytes,
+                                              unsigned compute_capability) {
+  fastnn::emulator::set_multiprocessors(multiprocessors);
+  fastnn::emulator::set_shared_bytes(shared_bytes);
+  fastnn::emulator::set_compute_capability(compute_capability);
 }
+FASTNN_EXPORT unsigned fastnn_emulator_multiprocessors() { return fastnn::emulator::multiprocessors(); }
+FASTNN_EXPORT unsigned fastnn_emulator_shared_bytes() { return fastnn::emulator::shared_bytes(); }
 FASTNN_EXPORT unsigned fastnn_emulator_compute_capability() { return fastnn::emulator::compute_capability(); }

@@ -172,3 +172,9 @@ FASTNN_EMULATOR_REDUCE(__reduce_and_sync, unsigned, kReduceAnd)
 FASTNN_EMULATOR_REDUCE(__reduce_or_sync, unsigned, kReduceOr)
 FASTNN_EMULATOR_REDUCE(__reduce_xor_sync, unsigned, kReduceXor)
 #undef FASTNN_EMULATOR_REDUCE
+
+namespace fastnn::cuda {
+
+inline void compiler_barrier() {}
+
+}  // namespace fastnn::cuda

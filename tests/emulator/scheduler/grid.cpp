@@ -41,8 +41,10 @@ struct Options {
       static_cast<unsigned>(from_environment("FASTNN_EMULATOR_THREADS", std::thread::hardware_concurrency()))};
   std::atomic<unsigned> multiprocessors{
       static_cast<unsigned>(from_environment("FASTNN_EMULATOR_MULTIPROCESSORS", kDefaultMultiprocessors))};
-  std::atomic<unsigned> compute_capability{static_cast<unsigned>(
-      from_environment("FASTNN_EMULATOR_COMPUTE_CAPABILITY", kDefaultComputeCapability))};
+  std::atomic<unsigned> compute_capability{
+      static_cast<unsigned>(from_environment("FASTNN_EMULATOR_COMPUTE_CAPABILITY", kDefaultComputeCapability))};
+  std::atomic<unsigned> shared_bytes{
+      static_cast<unsigned>(from_environment("FASTNN_EMULATOR_SHARED_BYTES", kMaxSharedBytes))};
 };
 
 Options& options() {
@@ -98,12 +100,14 @@ std::string check_launch(const LaunchShape& shape) {
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
     return "a grid of " + triple(grid) + " is larger than (2147483647, 65535, 65535)";
   }
-  if (shape.dynamic_shared_bytes > kMaxSharedBytes) {
+  if (shape.dynamic_shared_bytes > shared_bytes()) {
     return "dynamic shared memory of " + std::to_string(shape.dynamic_shared_bytes) +
-           " bytes; a block may have " + std::to_string(kMaxSharedBytes);
+           " bytes; a block may have " + std::to_string(shared_bytes());
   }
   const uint64_t blocks = uint64_t{cluster.x} * cluster.y * cluster.z;
   if (blocks == 0 || blocks > 16) return "a cluster of " + triple(cluster) + " has not 1 to 16 blocks";
+  if (blocks > 1 && compute_capability() < 90)
+    return "a cluster of " + triple(cluster) + "; this device launches none";
   if (grid.x % cluster.x != 0 || grid.y % cluster.y != 0 || grid.z % cluster.z != 0) {
     return "a grid of " + triple(grid) + " is no multiple of its clusters of " + triple(cluster);
   }
@@ -244,6 +248,8 @@ unsigned workers() { return std::clamp(options().workers.load(), 1u, kMaxWorkers
 
 void set_multiprocessors(unsigned count) { options().multiprocessors = count; }
 unsigned multiprocessors() { return std::clamp(options().multiprocessors.load(), 1u, 256u); }
+void set_shared_bytes(unsigned bytes) { options().shared_bytes = bytes; }
+unsigned shared_bytes() { return std::clamp(options().shared_bytes.load(), 1024u, unsigned{kMaxSharedBytes}); }
 
 void set_compute_capability(unsigned capability) { options().compute_capability = capability; }
 unsigned compute_capability() { return options().compute_capability; }
@@ -251,7 +257,7 @@ unsigned compute_capability() { return options().compute_capability; }
 unsigned resident_blocks(unsigned threads, size_t shared_bytes) {
   constexpr unsigned kThreads = 2048, kBlocks = 32;
   const auto rounded = (threads + kWarpLanes - 1) / kWarpLanes * kWarpLanes;
-  const size_t by_shared = (kMaxSharedBytes + 1024) / (shared_bytes + 1024);
+  const size_t by_shared = (emulator::shared_bytes() + 1024) / (shared_bytes + 1024);
   return static_cast<unsigned>(
       std::min<size_t>({by_shared, kThreads / std::max(rounded, 1u), size_t{kBlocks}}));
 }

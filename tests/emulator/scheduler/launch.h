@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <tuple>
 
+#include "../../../csrc/cuda/device_limits.h"
 #include "../../../csrc/ops/status.h"
 #include "../../../csrc/ops/stream.h"
 #include "../intrinsics/cuda_types.h"
@@ -24,6 +25,7 @@ Status run_grid(const char* name, const LaunchShape& shape, void (*run_thread)(c
 unsigned resident_blocks(unsigned threads, size_t shared_bytes);
 unsigned multiprocessors();
 unsigned compute_capability();
+unsigned shared_bytes();
 
 template <typename... KernelArgs, typename... Args>
 Status run_kernel(const char* name, void (*kernel)(KernelArgs...), const LaunchShape& shape,
@@ -71,8 +73,10 @@ Status launch_cooperative(const char* name, void (*kernel)(KernelArgs...), dim3 
                               args...);
 }
 
-inline int compute_capability() { return static_cast<int>(emulator::compute_capability()); }
-inline int multiprocessors() { return static_cast<int>(emulator::multiprocessors()); }
+inline DeviceLimits device_limits() {
+  return {static_cast<int>(emulator::multiprocessors()), static_cast<int>(emulator::shared_bytes()),
+          static_cast<int>(emulator::compute_capability())};
+}
 
 template <typename... KernelArgs>
 Status max_cooperative_blocks(void (*)(KernelArgs...), int threads, size_t dynamic_shared_bytes, int* blocks) {

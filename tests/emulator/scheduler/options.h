@@ -12,12 +12,14 @@ uint64_t seed();
 void set_workers(unsigned count);
 unsigned workers();
 
-// FASTNN_EMULATOR_MULTIPROCESSORS: of the device that is played; a cooperative grid must fit on them.
+// The device that is played. FASTNN_EMULATOR_MULTIPROCESSORS: a cooperative grid must fit on them.
+// FASTNN_EMULATOR_SHARED_BYTES: what a block may have of shared memory. FASTNN_EMULATOR_COMPUTE_CAPABILITY: 10
+// * major + minor; before 90 it launches no clusters, and otherwise it only changes which kernels are chosen:
+// what an instruction does is the same for all.
 void set_multiprocessors(unsigned count);
 unsigned multiprocessors();
-
-// FASTNN_EMULATOR_COMPUTE_CAPABILITY: of the device that is played, 10 * major + minor. It only changes which kernels
-// are chosen: what an instruction does is the same for all.
+void set_shared_bytes(unsigned bytes);
+unsigned shared_bytes();
 void set_compute_capability(unsigned capability);
 unsigned compute_capability();
 
