@@ -1,334 +1,65 @@
 // Max pooling; the formula and the rules for NaN and ties stand in ops/max_pool.h.
 //
-// One kernel a direction serves both layouts: a thread owns kVec neighbouring channels of one position, and a
-// position's neighbours lie `step` elements apart. Channels-first has kVec = 1 and step = 1, so that a warp
-// runs along the width; channels-last has kVec = 16 bytes of channels (1 where C has a rest) and step = C, so
-// that a warp runs along the channels.
+// All of it is bound by memory: forward reads each input once from memory (windows that overlap meet in a cache
+// or in shared memory) and writes an output and its offset of one byte; backward reads a gradient and an offset
+// a window and writes each input once. For float32, window 3 and stride 2 that is 21 bytes an output either
+// way, where offsets in int64 would make it 28. Three variants, each of which says what its threads own:
 //
-//   forward   a thread per output: compares the window's places in row-major order
-//   backward  a thread per input: adds, in the same order, the windows that chose it
-//   gather    a thread per output: reads the one place that the offset names
+//   max_pool_planes.cuh    tiles in shared memory: channels first, and channels last of any number
+//   max_pool_channels.cuh  walks in registers: channels last in whole vectors, the common windows
+//   max_pool_general.cuh   a thread an output, or an input: the rest; and the gather
 //
-// All are bound by memory: forward reads each input once from memory (windows that overlap meet in the cache)
-// and writes an output and its offset of one byte; backward reads a gradient and an offset per window and
-// writes each input once. For float32, window 3 and stride 2 that is 21 bytes per output either way, where
-// offsets in int64 would make it 28.
-//
-// The offset's type is switched on where offsets are loaded and stored, a branch that every thread takes alike:
-// template parameters would triple the kernels for windows of more than 256 places, which hardly occur.
-#include <cmath>
-#include <cstdint>
-#include <type_traits>
+// choose_variant() says which, from the shape alone. All give the same bits.
+#include <limits>
 
 #include "../ops/max_pool.h"
 #include "dispatch.cuh"
-#include "divisor.cuh"
-#include "reduce.cuh"
-#include "vec.cuh"
+#include "max_pool_channels.cuh"
+#include "max_pool_general.cuh"
+#include "max_pool_planes.cuh"
 
 namespace fastnn::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 8192;  // eight waves of full blocks on the largest device; the rest is a loop
-
-template <int kVec>
-__device__ __forceinline__ void load_offsets(const void* offsets, OffsetType type, int64_t i, bool aligned,
-                                             int (&out)[kVec]) {
-  const auto widen = [&](const auto* typed) {
-    const auto raw = load_vec<kVec>(typed + i, aligned);
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) out[k] = static_cast<int>(raw.v[k]);
-  };
-  switch (type) {
-    case OffsetType::kUInt8:
-      return widen(static_cast<const uint8_t*>(offsets));
-    case OffsetType::kUInt16:
-      return widen(static_cast<const uint16_t*>(offsets));
-    case OffsetType::kInt32:
-      break;
+// The windows that are walked in registers: those of ResNet, Inception, VGG and their like. Calls
+// f(FixedWindow) or f(AnyWindow) with the window of the rows and columns.
+template <typename F>
+Status with_window(const PoolGeometry& g, F&& f) {
+  const bool square = g.kernel[1] == g.kernel[2] && g.stride[1] == g.stride[2];
+  if (square && g.dilation[1] == 1 && g.dilation[2] == 1) {
+    if (g.kernel[2] == 2 && g.stride[2] == 2) return f(FixedWindow<2, 2>{});
+    if (g.kernel[2] == 3 && g.stride[2] == 2) return f(FixedWindow<3, 2>{});
+    if (g.kernel[2] == 3 && g.stride[2] == 1) return f(FixedWindow<3, 1>{});
   }
-  widen(static_cast<const int32_t*>(offsets));
+  return f(AnyWindow{});
 }
 
-template <int kVec>
-__device__ __forceinline__ void store_offsets(void* offsets, OffsetType type, int64_t i, bool aligned,
-                                              const int (&values)[kVec]) {
-  const auto narrow = [&](auto* typed) {
-    Vec<std::remove_pointer_t<decltype(typed)>, kVec> raw;
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) raw.v[k] = static_cast<std::remove_pointer_t<decltype(typed)>>(values[k]);
-    store_vec(typed + i, raw, aligned);
-  };
-  switch (type) {
-    case OffsetType::kUInt8:
-      return narrow(static_cast<uint8_t*>(offsets));
-    case OffsetType::kUInt16:
-      return narrow(static_cast<uint16_t*>(offsets));
-    case OffsetType::kInt32:
-      break;
+enum class Variant { kPlanes, kChannels, kGeneral };
+
+// kPlanes needs a plan of tiles, which the largest windows do not have; they are kGeneral's.
+Variant choose_variant(const PoolGeometry& g, Direction direction, OffsetType offsets, bool fixed_window,
+                       int vec) {
+  // A depth is as good as more images where windows do not reach through it.
+  if (g.kernel[0] != 1 || g.stride[0] != 1 || g.pad[0] != 0) return Variant::kGeneral;
+  // Tiles and strips count in int.
+  constexpr int64_t kNarrow = int64_t{1} << 29;
+  for (int d = 1; d < kSpatialDims; ++d) {
+    if (g.in[d] + g.pad[d] > kNarrow || g.stride[d] > kNarrow || g.dilation[d] * g.kernel[d] > kNarrow)
+      return Variant::kGeneral;
   }
-  narrow(static_cast<int32_t*>(offsets));
+  if (g.layout == Layout::kChannelsLast && g.C % vec == 0)
+    return fixed_window ? Variant::kChannels : Variant::kGeneral;
+  // A tile would load the rows between the windows too, the general kernel leaves them out.
+  if (direction == Direction::kForward && g.stride[1] > g.dilation[1] * (g.kernel[1] - 1) + 1)
+    return Variant::kGeneral;
+  return offsets == OffsetType::kInt32 || g.C > kNarrow ? Variant::kGeneral : Variant::kPlanes;
 }
 
-// Takes the linear index of a work item, kVec channels of a position of x or of y, apart.
-struct Items {
-  int64_t count;
-  Divisor by_width, by_height, by_depth, by_channels;
-  bool channels_first;
+int bytes_of(OffsetType type) { return type == OffsetType::kUInt8 ? 1 : type == OffsetType::kUInt16 ? 2 : 4; }
 
-  Items(const PoolGeometry& g, const int64_t (&size)[kSpatialDims], int vec)
-      : count(g.N * size[0] * size[1] * size[2] * (g.C / vec)),
-        by_width(size[2], count),
-        by_height(size[1], count),
-        by_depth(size[0], count),
-        by_channels(g.C / vec, count),
-        channels_first(g.layout == Layout::kChannelsFirst) {}
+bool has_grid(int64_t blocks) { return blocks > 0 && blocks <= std::numeric_limits<int32_t>::max(); }
 
-  // Where the item lies: position at[], and `plane`, the rest of its index: n * C + c with channels first, n
-  // otherwise, with `vector` then its channel / vec and 0 otherwise.
-  struct Place {
-    int64_t at[kSpatialDims];
-    int64_t plane, vector;
-  };
-
-  __device__ __forceinline__ Place place(int64_t item) const {
-    Place p;
-    p.vector = channels_first ? 0 : by_channels.digit(item);
-    p.at[2] = by_width.digit(item);
-    p.at[1] = by_height.digit(item);
-    p.at[0] = by_depth.digit(item);
-    p.plane = item;
-    return p;
-  }
-};
-
-// One array of the geometry's layout: its item (plane, vector) begins at base(), positions lie `step` apart.
-struct Field {
-  int64_t size[kSpatialDims];
-  int64_t plane_elements, step;
-
-  Field(const PoolGeometry& g, const int64_t (&s)[kSpatialDims])
-      : size{s[0], s[1], s[2]},
-        plane_elements(s[0] * s[1] * s[2] * (g.layout == Layout::kChannelsFirst ? 1 : g.C)),
-        step(g.layout == Layout::kChannelsFirst ? 1 : g.C) {}
-
-  __device__ __forceinline__ int64_t base(const Items::Place& p, int vec) const {
-    return p.plane * plane_elements + p.vector * vec;
-  }
-  __device__ __forceinline__ int64_t position(int64_t d, int64_t h, int64_t w) const {
-    return (d * size[1] + h) * size[2] + w;
-  }
-  __device__ __forceinline__ int64_t positions() const { return size[0] * size[1] * size[2]; }
-};
-
-// One dimension of the windows.
-struct WindowDim {
-  int kernel;  // window offsets fit an int, and so does each factor of them
-  int64_t stride, pad, dilation;
-};
-
-struct Windows {
-  WindowDim dim[kSpatialDims];
-
-  explicit Windows(const PoolGeometry& g) {
-    for (int d = 0; d < kSpatialDims; ++d)
-      dim[d] = {static_cast<int>(g.kernel[d]), g.stride[d], g.pad[d], g.dilation[d]};
-  }
-};
-
-// The part [begin, end) of a window's places that lies inside x, and the position of the window's place 0.
-struct Span {
-  int begin, end;
-  int64_t start;
-};
-
-__device__ __forceinline__ Span window_span(const WindowDim& w, int64_t out, int64_t in_size) {
-  Span s{0, w.kernel, out * w.stride - w.pad};
-  while (s.begin < s.end && s.start + s.begin * w.dilation < 0) ++s.begin;
-  while (s.begin < s.end && s.start + (s.end - 1) * w.dilation >= in_size) --s.end;
-  return s;
-}
-
-// ---- forward ------------------------------------------------------------------------------------------------
-
-template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kThreads, 1)
-    max_pool_forward_kernel(const scalar_t* x, scalar_t* y, void* offsets, OffsetType offset_type,
-                            int64_t* indices, Items items, Field in, Windows windows, bool aligned) {
-  using acc_t = acc_type<scalar_t>;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < items.count; i += stride) {
-    const Items::Place out = items.place(i);
-    const scalar_t* const plane = x + in.base(out, kVec);
-    const Span ds = window_span(windows.dim[0], out.at[0], in.size[0]);
-    const Span hs = window_span(windows.dim[1], out.at[1], in.size[1]);
-    const Span ws = window_span(windows.dim[2], out.at[2], in.size[2]);
-
-    acc_t best[kVec];
-    int offset[kVec];
-    const int first = (ds.begin * windows.dim[1].kernel + hs.begin) * windows.dim[2].kernel + ws.begin;
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) {
-      best[k] = -INFINITY;
-      offset[k] = first;
-    }
-    for (int rd = ds.begin; rd < ds.end; ++rd) {
-      for (int rh = hs.begin; rh < hs.end; ++rh) {
-        const int row = (rd * windows.dim[1].kernel + rh) * windows.dim[2].kernel;
-        const int64_t line = in.position(ds.start + rd * windows.dim[0].dilation,
-                                         hs.start + rh * windows.dim[1].dilation, ws.start);
-        for (int rw = ws.begin; rw < ws.end; ++rw) {
-          const auto raw = load_vec<kVec>(plane + (line + rw * windows.dim[2].dilation) * in.step, aligned);
-#pragma unroll
-          for (int k = 0; k < kVec; ++k) {
-            const acc_t v = to_acc(raw.v[k]);
-            if (v > best[k] || v != v) {
-              best[k] = v;
-              offset[k] = row + rw;
-            }
-          }
-        }
-      }
-    }
-
-    Vec<scalar_t, kVec> result;
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) result.v[k] = from_acc<scalar_t>(best[k]);
-    store_vec(y + i * kVec, result, aligned);
-    if (offsets != nullptr) store_offsets<kVec>(offsets, offset_type, i * kVec, aligned, offset);
-    if (indices != nullptr) {
-#pragma unroll
-      for (int k = 0; k < kVec; ++k) {
-        int r = offset[k];
-        const int rw = r % windows.dim[2].kernel;
-        r /= windows.dim[2].kernel;
-        const int rh = r % windows.dim[1].kernel, rd = r / windows.dim[1].kernel;
-        indices[i * kVec + k] =
-            in.position(ds.start + rd * windows.dim[0].dilation, hs.start + rh * windows.dim[1].dilation,
-                        ws.start + rw * windows.dim[2].dilation);
-      }
-    }
-  }
-}
-
-// ---- backward -----------------------------------------------------------------------------------------------
-
-// The windows [first, last] whose extent, holes included, covers a position.
-struct Cover {
-  int64_t first, last;
-  int64_t padded;  // the position, counted from the first place of window 0
-};
-
-struct CoverDim {
-  int64_t out_size, stride, pad, dilation, extent;  // extent: dilation * (kernel - 1)
-  Divisor by_stride, by_dilation;
-
-  CoverDim(const PoolGeometry& g, int d)
-      : out_size(g.out[d]),
-        stride(g.stride[d]),
-        pad(g.pad[d]),
-        dilation(g.dilation[d]),
-        extent(g.dilation[d] * (g.kernel[d] - 1)),
-        by_stride(g.stride[d], g.in[d] + g.pad[d] + g.stride[d]),
-        by_dilation(g.dilation[d], g.in[d] + g.pad[d] + extent) {}
-
-  __device__ __forceinline__ Cover cover(int64_t position) const {
-    Cover c;
-    c.padded = position + pad;
-    const int64_t last = by_stride.divide(c.padded);
-    c.last = last < out_size ? last : out_size - 1;
-    c.first = c.padded > extent ? by_stride.divide(c.padded - extent + stride - 1) : 0;
-    return c;
-  }
-
-  // Which place of window o the position is; -1 where it falls between the places of a dilated window.
-  __device__ __forceinline__ int place(const Cover& c, int64_t o) const {
-    int64_t rest = c.padded - o * stride;
-    const int64_t r = by_dilation.take(rest);
-    return rest == 0 ? static_cast<int>(r) : -1;
-  }
-};
-
-template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kThreads, 1)
-    max_pool_backward_kernel(const scalar_t* grad_y, const void* offsets, OffsetType offset_type,
-                             scalar_t* grad_x, Items items, Field out, CoverDim depth, CoverDim height,
-                             CoverDim width, int kernel_height, int kernel_width, bool aligned) {
-  using acc_t = acc_type<scalar_t>;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < items.count; i += stride) {
-    const Items::Place in = items.place(i);
-    const int64_t plane = out.base(in, kVec);
-    const Cover ds = depth.cover(in.at[0]), hs = height.cover(in.at[1]), ws = width.cover(in.at[2]);
-
-    acc_t sum[kVec]{};
-    for (int64_t od = ds.first; od <= ds.last; ++od) {
-      const int rd = depth.place(ds, od);
-      for (int64_t oh = hs.first; oh <= hs.last; ++oh) {
-        const int rh = height.place(hs, oh);
-        if (rd < 0 || rh < 0) continue;
-        const int row = (rd * kernel_height + rh) * kernel_width;
-        for (int64_t ow = ws.first; ow <= ws.last; ++ow) {
-          const int rw = width.place(ws, ow);
-          if (rw < 0) continue;
-          const int64_t at = plane + out.position(od, oh, ow) * out.step;
-          int chosen[kVec];
-          load_offsets<kVec>(offsets, offset_type, at, aligned, chosen);
-          const auto gradient = load_vec<kVec>(grad_y + at, aligned);
-#pragma unroll
-          for (int k = 0; k < kVec; ++k) {
-            if (chosen[k] == row + rw) sum[k] += to_acc(gradient.v[k]);
-          }
-        }
-      }
-    }
-
-    Vec<scalar_t, kVec> result;
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) result.v[k] = from_acc<scalar_t>(sum[k]);
-    store_vec(grad_x + i * kVec, result, aligned);
-  }
-}
-
-// ---- gather -------------------------------------------------------------------------------------------------
-
-template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kThreads, 1)
-    max_pool_gather_kernel(const scalar_t* x, const void* offsets, OffsetType offset_type, scalar_t* y,
-                           Items items, Field in, Windows windows, Divisor by_kernel_width,
-                           Divisor by_kernel_height, bool aligned) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < items.count; i += stride) {
-    const Items::Place out = items.place(i);
-    const scalar_t* const plane = x + in.base(out, kVec);
-    int offset[kVec];
-    load_offsets<kVec>(offsets, offset_type, i * kVec, aligned, offset);
-    Vec<scalar_t, kVec> result;
-#pragma unroll
-    for (int k = 0; k < kVec; ++k) {
-      int64_t rd = offset[k];
-      const int64_t rw = by_kernel_width.digit(rd), rh = by_kernel_height.digit(rd);
-      const WindowDim *dd = windows.dim, *hd = dd + 1, *wd = dd + 2;
-      const int64_t position = in.position(out.at[0] * dd->stride - dd->pad + rd * dd->dilation,
-                                           out.at[1] * hd->stride - hd->pad + rh * hd->dilation,
-                                           out.at[2] * wd->stride - wd->pad + rw * wd->dilation);
-      // Offsets that max_pool_forward did not make may name a place outside.
-      const bool inside = static_cast<uint64_t>(position) < static_cast<uint64_t>(in.positions());
-      result.v[k] = inside ? plane[position * in.step + k] : from_acc<scalar_t>(acc_type<scalar_t>(0));
-    }
-    store_vec(y + i * kVec, result, aligned);
-  }
-}
-
-// ---- launchers ----------------------------------------------------------------------------------------------
-
-dim3 grid_for(const Items& items) {
-  const int64_t blocks = ceil_div(items.count, kThreads);
-  return dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
-}
-
-// Calls f(std::integral_constant<int, kVec>{}) with the channels that a thread takes.
+// Calls f(std::integral_constant<int, kVec>{}) with the channels that a thread of the general kernel takes.
 template <typename scalar_t, typename F>
 Status dispatch_vec(const PoolGeometry& g, F&& f) {
   constexpr int kWide = kVecSize<scalar_t>;
@@ -336,74 +67,71 @@ Status dispatch_vec(const PoolGeometry& g, F&& f) {
   return f(std::integral_constant<int, 1>{});
 }
 
-template <int kVec>
-bool offsets_aligned(OffsetType type, const void* offsets) {
-  switch (type) {
-    case OffsetType::kUInt8:
-      return all_aligned<uint8_t, kVec>({offsets});
-    case OffsetType::kUInt16:
-      return all_aligned<uint16_t, kVec>({offsets});
-    case OffsetType::kInt32:
-      break;
+template <typename scalar_t, typename Window>
+Status forward(const MaxPoolForwardParams& p, Window, Stream stream) {
+  constexpr bool kFixed = !std::is_same_v<Window, AnyWindow>;
+  constexpr int kSize = static_cast<int>(sizeof(scalar_t));
+  const PoolGeometry& g = p.geometry;
+  const Variant variant = choose_variant(g, Direction::kForward, p.offset_type, kFixed, kVecSize<scalar_t>);
+  if constexpr (kFixed) {
+    if (variant == Variant::kChannels) return launch_channels_forward<scalar_t, Window>(p, stream);
   }
-  return all_aligned<int32_t, kVec>({offsets});
+  if (variant == Variant::kPlanes) {
+    const TileElementBytes bytes{
+        kSize,
+        0,
+        kFixed || g.kernel[1] == 1 ? 0 : kSize,
+        kFixed || g.kernel[1] == 1 ? 0 : static_cast<int>(sizeof(uint16_t)),
+        kSize,
+        kFixed && p.offsets == nullptr && p.indices == nullptr ? 0 : bytes_of(p.offset_type)};
+    const PlaneTiles<Direction::kForward> plan(g, bytes);
+    if (has_grid(plan.blocks)) return launch_planes_forward<scalar_t, Window>(p, plan, stream);
+  }
+  return dispatch_vec<scalar_t>(g, [&](auto vec) { return launch_general_forward<scalar_t, vec>(p, stream); });
 }
 
-template <typename scalar_t, int kVec>
-Status forward(const MaxPoolForwardParams& p, Stream stream) {
+template <typename scalar_t, typename Window>
+Status backward(const MaxPoolBackwardParams& p, Window, Stream stream) {
+  constexpr bool kFixed = !std::is_same_v<Window, AnyWindow>;
+  constexpr int kSize = static_cast<int>(sizeof(scalar_t));
   const PoolGeometry& g = p.geometry;
-  const Items items(g, g.out, kVec);
-  const bool aligned =
-      all_aligned<scalar_t, kVec>({p.x, p.y}) && offsets_aligned<kVec>(p.offset_type, p.offsets);
-  return launch("max_pool_forward", max_pool_forward_kernel<scalar_t, kVec>, grid_for(items), dim3(kThreads), 0,
-                stream, static_cast<const scalar_t*>(p.x), static_cast<scalar_t*>(p.y), p.offsets,
-                p.offset_type, p.indices, items, Field(g, g.in), Windows(g), aligned);
+  const Variant variant = choose_variant(g, Direction::kBackward, p.offset_type, kFixed, kVecSize<scalar_t>);
+  if constexpr (kFixed) {
+    if (variant == Variant::kChannels) return launch_channels_backward<scalar_t, Window>(p, stream);
+  }
+  if (variant == Variant::kPlanes) {
+    const PlaneTiles<Direction::kBackward> plan(g, {kSize, bytes_of(p.offset_type), 0, 0, kSize, 0});
+    if (has_grid(plan.blocks)) return launch_planes_backward<scalar_t, Window>(p, plan, stream);
+  }
+  return dispatch_vec<scalar_t>(g, [&](auto vec) { return launch_general_backward<scalar_t, vec>(p, stream); });
 }
 
-template <typename scalar_t, int kVec>
-Status backward(const MaxPoolBackwardParams& p, Stream stream) {
-  const PoolGeometry& g = p.geometry;
-  const Items items(g, g.in, kVec);
-  const bool aligned =
-      all_aligned<scalar_t, kVec>({p.grad_y, p.grad_x}) && offsets_aligned<kVec>(p.offset_type, p.offsets);
-  return launch("max_pool_backward", max_pool_backward_kernel<scalar_t, kVec>, grid_for(items), dim3(kThreads),
-                0, stream, static_cast<const scalar_t*>(p.grad_y), p.offsets, p.offset_type,
-                static_cast<scalar_t*>(p.grad_x), items, Field(g, g.out), CoverDim(g, 0), CoverDim(g, 1),
-                CoverDim(g, 2), static_cast<int>(g.kernel[1]), static_cast<int>(g.kernel[2]), aligned);
-}
-
-template <typename scalar_t, int kVec>
-Status gather(const MaxPoolGatherParams& p, Stream stream) {
-  const PoolGeometry& g = p.geometry;
-  const Items items(g, g.out, kVec);
-  const int64_t volume = g.kernel[0] * g.kernel[1] * g.kernel[2];
-  const bool aligned = all_aligned<scalar_t, kVec>({p.y}) && offsets_aligned<kVec>(p.offset_type, p.offsets);
-  return launch("max_pool_gather", max_pool_gather_kernel<scalar_t, kVec>, grid_for(items), dim3(kThreads), 0,
-                stream, static_cast<const scalar_t*>(p.x), p.offsets, p.offset_type,
-                static_cast<scalar_t*>(p.y), items, Field(g, g.in), Windows(g), Divisor(g.kernel[2], volume),
-                Divisor(g.kernel[1], volume), aligned);
-}
+// Whether there is nothing to pool: no image.
+bool is_empty(const PoolGeometry& g) { return g.N == 0; }
 
 }  // namespace
 
 Status max_pool_forward(const MaxPoolForwardParams& p, Stream stream) {
+  if (is_empty(p.geometry)) return Status::success();
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    return dispatch_vec<scalar_t>(p.geometry, [&](auto vec) { return forward<scalar_t, vec>(p, stream); });
+    return with_window(p.geometry, [&](auto window) { return forward<scalar_t>(p, window, stream); });
   });
 }
 
 Status max_pool_backward(const MaxPoolBackwardParams& p, Stream stream) {
+  if (is_empty(p.geometry)) return Status::success();
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    return dispatch_vec<scalar_t>(p.geometry, [&](auto vec) { return backward<scalar_t, vec>(p, stream); });
+    return with_window(p.geometry, [&](auto window) { return backward<scalar_t>(p, window, stream); });
   });
 }
 
 Status max_pool_gather(const MaxPoolGatherParams& p, Stream stream) {
   return dispatch_dtype(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    return dispatch_vec<scalar_t>(p.geometry, [&](auto vec) { return gather<scalar_t, vec>(p, stream); });
+    return dispatch_vec<scalar_t>(p.geometry,
+                                  [&](auto vec) { return launch_general_gather<scalar_t, vec>(p, stream); });
   });
 }
 

@@ -131,9 +131,9 @@ struct TileAxis {
 
 // A tile's part of one array. Elements of shared memory are counted from its first.
 struct TileRuns {
-  int64_t begin;          // the first element, of the array
-  int64_t global_stride;  // elements from a run to the next
-  int runs, elements;     // elements: of a run
+  int64_t begin;               // the first element, of the array
+  int64_t global_stride;       // elements from a run to the next
+  int runs, elements;          // elements: of a run
   int row_pitch, plane_pitch;  // elements from a row or a plane to the next, in shared memory
 };
 
@@ -146,7 +146,8 @@ __device__ __forceinline__ int elements_past_vector(const T* p) {
 // Moves one run, by kThreads threads of which this is number `rank`: vector(i) for each aligned vector of it,
 // single(i) for each element before the first and behind the last, i counted from the beginning.
 template <int kThreads, typename T, typename Vector, typename Single>
-__device__ __forceinline__ void move_run(const T* global, int elements, int rank, Vector vector, Single single) {
+__device__ __forceinline__ void move_run(const T* global, int elements, int rank, Vector vector,
+                                         Single single) {
   constexpr int kVec = kVecSize<T>;
   static_assert(2 * kVec <= kThreads);
   int before = -elements_past_vector(global) & (kVec - 1);
@@ -208,7 +209,8 @@ __device__ __forceinline__ void store_tile(T* global, const T* shared, const Til
 // multiplication by the reciprocal, rounded up.
 class SmallDivisor {
  public:
-  explicit SmallDivisor(int divisor = 1) : reciprocal_(((1u << 31) + static_cast<uint32_t>(divisor) - 1) / divisor) {}
+  explicit SmallDivisor(int divisor = 1)
+      : reciprocal_(((1u << 31) + static_cast<uint32_t>(divisor) - 1) / divisor) {}
 
   __device__ __forceinline__ int divide(int n) const {
     return static_cast<int>(__umulhi(2u * static_cast<unsigned>(n), reciprocal_));
@@ -253,7 +255,8 @@ struct TileStrips {
   int spread, turns;  // strip i of the order is i * spread modulo `turns`
   SmallDivisor by_across, by_planes, by_turns;
 
-  TileStrips(int64_t planes_, int64_t all_rows, int64_t columns, const WarpAccess& read, const WarpAccess& written)
+  TileStrips(int64_t planes_, int64_t all_rows, int64_t columns, const WarpAccess& read,
+             const WarpAccess& written)
       : planes(static_cast<int>(planes_)) {
     across = static_cast<int>(columns < kTileThreads ? columns : kTileThreads);
     slots = kTileThreads / across;
@@ -290,7 +293,8 @@ struct TileStrips {
     if (planes == 1 || across >= kWarpSize || strips > kMostStrips) return;
     int least = std::numeric_limits<int>::max();
     for (int n = 1; n < kMostSpread && n < planes; ++n) {
-      int with_gaps = strips;  // the next number without a factor in common, so that the multiples meet all strips
+      int with_gaps =
+          strips;  // the next number without a factor in common, so that the multiples meet all strips
       while (std::gcd(n, with_gaps) != 1) ++with_gaps;
       const int cost = 2 * read.wavefronts(across, n) + written.wavefronts(across, n);
       if (cost < least && (with_gaps - 1) / slots == (strips - 1) / slots) {

@@ -143,8 +143,8 @@ Status launch_cooperative(const char* name, void (*kernel)(KernelArgs...), dim3 
 // Of the current device: 10 * major + minor, and how many multiprocessors it has; 0 where there is none.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;
-  const bool known = cudaGetDevice(&device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess && cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
   if (!known) cudaGetLastError();
   return known ? value : 0;
 }
