@@ -295,6 +295,15 @@ def test_small_groups(case, dtype, layout, backend):
     check_values_and_gradients(case, dtype, layout, backend.device)
 
 
+@grid(
+    [*DEPTHWISE[::3], *SMALL_GROUPS[::3]],
+    dtypes=[torch.float32, torch.bfloat16],
+    layouts=["contiguous", "channels_last"],
+)
+def test_depthwise_and_small_groups_give_the_same_bits_in_any_order(case, dtype, layout, backend):
+    check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=backend.name == "cpu")
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_small_groups_keep_what_is_not_finite(layout, backend):
     """NaN in one group reaches no other; a weight that is not finite meets no padding."""
