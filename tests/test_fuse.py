@@ -353,7 +353,7 @@ def test_other_types_and_layouts(dtype: torch.dtype, layout: torch.memory_format
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["sequential", "leaky-elu", "basic blocks", "bottlenecks", "inverted residual"])
 def test_every_backend_serves_a_fused_model(name: str, dtype: torch.dtype, layout, recompute: bool, backend):
-    """All of its layers are fastnn's, so that the kernels of one backend meet each other: masks, statistics, layouts."""
+    """All of its layers are fastnn's, so that one backend's kernels meet each other: masks, statistics, layouts."""
     exact = make(name)
     stock = copy.deepcopy(exact).to(dtype).to(memory_format=layout)
     ours = fastnn.fuse(fastnn.convert(stock, copy=True), recompute=recompute).to(backend.device)

@@ -1,6 +1,6 @@
 """Compiles every CUDA kernel and reports what each needs of a multiprocessor; fails on spills.
 
-    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--log FILE] [--out FILE.json] [--compare FILE.json] [--jobs 2]
+    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--log FILE] [--out FILE.json] [--compare FILE.json]
 
 Needs nvcc (on PATH or in $CUDACXX) and no GPU. One row per kernel and architecture, from ptxas: registers a
 thread, shared memory and constant bank of a block in bytes, stack frame and spills of a thread in bytes. Spilled
