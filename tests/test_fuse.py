@@ -349,17 +349,22 @@ def test_other_types_and_layouts(dtype: torch.dtype, layout: torch.memory_format
 
 
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["sequential", "leaky-elu", "basic blocks", "bottlenecks", "inverted residual"])
+<<<<<<< HEAD
 def test_every_backend_serves_a_fused_model(name: str, dtype: torch.dtype, layout, recompute: bool, backend):
+=======
+def test_every_backend_serves_a_fused_model(name: str, dtype: torch.dtype, layout: str, recompute: bool, backend):
+>>>>>>> wt-norm
     """All of its layers are fastnn's, so that one backend's kernels meet each other: masks, statistics, layouts."""
     exact = make(name)
-    stock = copy.deepcopy(exact).to(dtype).to(memory_format=layout)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    stock = copy.deepcopy(exact).to(dtype).to(memory_format=memory_format)
     ours = fastnn.fuse(fastnn.convert(stock, copy=True), recompute=recompute).to(backend.device)
     assert any(fused_texts(ours).values())
     exact.load_state_dict(stock.state_dict())
-    x = image(dtype).to(memory_format=layout)
+    x = image(dtype).to(memory_format=memory_format)
     for _ in range(2):
         expected = flat(step(exact, x.double()))
         result = flat(step(ours, x.to(backend.device))).cpu()

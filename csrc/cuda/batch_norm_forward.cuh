@@ -136,12 +136,10 @@ Status forward(const BatchNormForwardParams& p, Stream stream) {
                                            static_cast<acc_t*>(p.invstd),
                                            scale,
                                            shift};
-  NormaliseOp<scalar_t> normalise{channels.mean, channels.scale, channels.shift, nullptr};
+  NormaliseOp<scalar_t> normalise{channels.mean, channels.scale, channels.shift};
   if (!p.training) {
-    const TakeRunningStatistics<scalar_t> take{running_mean, running_var, channels};
-    const Status status =
-        combine_partials("batch_norm_running_statistics", take, ColumnArrays<acc_t>{}, 0, shape.C, stream);
-    if (!status.ok()) return status;
+    normalise.C = shape.C;
+    normalise.running = {running_mean, running_var, channels};
     return with_normalise(p.x, p.activation, normalise, p.y, [&](const auto& map) {
       return map_channels("batch_norm_normalise", map, shape, stream);
     });

@@ -202,15 +202,15 @@ Status launch_weight_channels(const DepthwiseConv& c, const void* x, const void*
 
 // Adds what the blocks have left.
 template <typename scalar_t>
-Status combine_weight_grad(const DepthwiseConv& c, const void* partial, int64_t splits, void* grad_w,
-                           Stream stream) {
+Status combine_weight_grad(const DepthwiseConv& c, void* partial, int64_t splits, void* grad_w, Stream stream) {
   const StoreWeightGrad<scalar_t> store{static_cast<scalar_t*>(grad_w),
                                         {c.w_strides[0], c.w_strides[1], c.w_strides[2]},
                                         c.channels,
                                         static_cast<int>(c.kernel[1])};
-  return combine_partials("conv_depthwise_weight_combine", store,
-                          static_cast<const acc_type<scalar_t>*>(partial), splits, c.taps() * c.channels,
-                          stream);
+  using acc_t = acc_type<scalar_t>;
+  const int64_t columns = c.taps() * c.channels;
+  const ColumnArrays<acc_t> partials{static_cast<acc_t*>(partial), columns};
+  return combine_partials("conv_depthwise_weight_combine", store, partials, splits, columns, stream);
 }
 
 }  // namespace
