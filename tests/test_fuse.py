@@ -352,11 +352,7 @@ def test_other_types_and_layouts(dtype: torch.dtype, layout: torch.memory_format
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["sequential", "leaky-elu", "basic blocks", "bottlenecks", "inverted residual"])
-<<<<<<< HEAD
-def test_every_backend_serves_a_fused_model(name: str, dtype: torch.dtype, layout, recompute: bool, backend):
-=======
 def test_every_backend_serves_a_fused_model(name: str, dtype: torch.dtype, layout: str, recompute: bool, backend):
->>>>>>> wt-norm
     """All of its layers are fastnn's, so that one backend's kernels meet each other: masks, statistics, layouts."""
     exact = make(name)
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
