@@ -679,7 +679,7 @@ DEPTHWISE_PLANES = "depthwise_planes depthwise_planes depthwise_weight_planes"
 DEPTHWISE_PLANES_ANY = "depthwise_planes depthwise_planes channel_sum"
 DEPTHWISE_GENERAL = "depthwise_forward depthwise_grad_input channel_sum"
 SMALL_GROUPS_OF_16 = "small_groups small_groups fma_position_elements"
-PLANES_MMA = "mma_planes mma_planes mma_position_elements"
+ELEMENTS_MMA = "mma_elements mma_elements mma_position_elements"
 FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
 
 
@@ -731,7 +731,7 @@ FIRST_LAYER_MMA = "mma_elements gemm mma_position_elements"
         ("float32", False, "contiguous", (2, 8, 8, 8), 16, 3, {"groups": 8}, DEPTHWISE_GENERAL),
         ("bfloat16", False, "channels_last", (2, 16, 8, 8), 16, 3, {"groups": 4}, "small_groups small_groups gemm"),
         ("float32", False, "contiguous", (2, 32, 8, 8), 32, 3, {"groups": 2}, SMALL_GROUPS_OF_16),
-        ("bfloat16", False, "contiguous", (2, 32, 8, 8), 32, 3, {"groups": 2}, PLANES_MMA),
+        ("bfloat16", False, "contiguous", (2, 32, 8, 8), 32, 3, {"groups": 2}, ELEMENTS_MMA),
         ("float64", True, "contiguous", (2, 64, 8, 8), 64, 3, {}, "gemm gemm gemm"),
     ],
 )
