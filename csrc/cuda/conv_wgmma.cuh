@@ -2,30 +2,36 @@
 // come by tensor copies, of which the activations' are im2col loads, and are multiplied out of shared memory by
 // wgmma; sums in float32. For tensors whose channels lie side by side (channels_last).
 //
-//   direction      rows      columns          k                 A                     B
-//   forward        filters   positions of y   taps, channels    filters, tiled        x, im2col
-//   grad_input     channels  positions of x   taps, filters     filters, tiled        grad_y, im2col
-//   grad_weight    filters   taps, channels   positions of y    grad_y, im2col 1 x 1  x, im2col
+//   direction      rows      columns          k                 A                        B
+//   forward        filters   positions of y   taps, channels    filters along k          x, im2col
+//   grad_input     channels  positions of x   taps, filters     filters across k in      grad_y, im2col
+//                            by class                           16-bit types
+//   grad_weight    filters   taps, channels   positions of y    grad_y, im2col of 1 x 1  x, im2col
 //
-// Who owns what: blocks are as many as multiprocessors and stay; each takes every gridDim.x-th tile, rows
-// first, so that those that run together share columns of B in L2. Of a block's nine warps the ninth loads: one
-// thread of it starts the copies of a step into one of kStages buffers as soon as that is free, across the ends
-// of tiles. The others are two warpgroups, which own halves of the tile, 64 rows each or all rows and half of
-// the columns. They keep one step's instructions in flight while they wait for the next step's operands, and
-// hand a buffer back when the instructions that read it are done. While they write a tile out, the loads of the
-// next tile are under way.
+// Who owns what. Blocks are as many as multiprocessors and stay, in clusters of two. A cluster takes every n-th
+// pair of neighbouring tiles, n being the number of clusters, rows first, so that those that run together share
+// columns of B in L2; of the weight gradient it takes a run of steps, which may begin and end within a tile. Of
+// the operand that a pair shares each block loads half and both get it. A block has three warpgroups. One
+// thread of the last starts the copies of a step into one of kStages buffers as soon as both blocks are done
+// with it, across the ends of tiles. The other two own halves of the tile, 64 rows each or all rows and half of
+// the columns (or take turns in steps). They keep one step's instructions in flight while they wait for the
+// next step's operands, and hand a buffer back when the instructions that read it are done. While they write a
+// tile out, the loads of the next one are under way.
 //
-// What bounds it, for a step of 64 halves (conv_wgmma_tiles.cuh has the numbers of each tile): 128 x 256 takes
-// the tensor cores 1,024 cycles; shared memory is written 48 KB by the loads and read 80 KB by the
-// instructions, 1,024 cycles at 128 bytes a cycle; L2 gives 48 KB, 47 bytes a cycle and multiprocessor. With
-// 128 x 192 it is 768, 832 and 52, with 128 x 128 it is 512, 640 and 64. So the large tiles can come near the
-// matrix rate and the square one to 80 % of it. Where k is short the tensors' own bytes bound it: 1x1 of 64
-// channels to 256 filters moves 640 bytes a position for 16,384 multiply-adds, a quarter of what an H200's
-// memory and its tensor cores balance at.
+// A step is 128 bytes of each row and column: 64 halves of one tap. Where the channels that are summed over
+// fill no more than a half or a quarter of that, a step has two or four taps, in boxes of 64 or 32 bytes a row.
+//
+// What bounds it, for a step of 64 halves (conv_wgmma_tiles.cuh has the numbers of each tile,
+// docs/performance_conv.md those of layers): 128 x 192 takes the tensor cores 768 cycles; shared memory is
+// written 40 KB by the loads and read 64 KB by the instructions, 832 cycles at 128 bytes a cycle; L2 gives 28
+// KB where B is shared, 896 cycles at the 32 bytes that each of 132 multiprocessors gets. Where k is short the
+// tensors' own bytes bound it: 1x1 of 64 channels to 256 filters moves 640 bytes a position for 16,384
+// multiply-adds, a quarter of what an H200's memory and its tensor cores balance at.
 //
 // Error: as in conv_mma.cuh. A chunk of 16 steps is one chain of tensor-core additions, the chunks' sums are
 // added in order in float32, in the accumulators of one block or by conv_sum_splits: the same bits for a sample
-// whatever its batch, for any tile.
+// whatever its batch, for any tile. Zeros fill up leads, taps and positions; where a position is outside, NaN
+// and Inf of filters give NaN, as in the other kernels.
 #pragma once
 
 #include <algorithm>
@@ -123,7 +129,7 @@ __device__ __forceinline__ auto& either(First& first, Second& second) {
 }
 
 template <typename scalar_t, typename Tile, WgmmaReduction kReduction>
-__global__ void __maxnreg__(kWgmmaRegisters)
+__global__ void __launch_bounds__(kWgmmaThreads, 1)
     conv_wgmma_kernel(const __grid_constant__ WgmmaMaps maps, const __grid_constant__ WgmmaProblem p,
                       const scalar_t* bias, scalar_t* out, float* partial) {
   FASTNN_DYNAMIC_SHARED_ALIGNED(unsigned char, stages, 1024);
@@ -140,111 +146,121 @@ __global__ void __maxnreg__(kWgmmaRegisters)
     fence_mbarrier_init();
   }
   cluster_sync();
+
+  if (threadIdx.x >= kConsumers * kWarpgroupThreads) {
+    give_registers<kLoaderRegisters>();
+    if (threadIdx.x == kConsumers * kWarpgroupThreads) {
+      const auto rank = static_cast<int>(cluster_rank());
+      WgmmaWalk<Tile, kReduction> walk(rank, blockIdx.x / kWgmmaCluster, gridDim.x / kWgmmaCluster);
+      WgmmaRing<Tile::kStages> ring;
+      WgmmaPlace place;
+      prefetch_tensor_map(&maps.a);
+      for (int i = 0; i < p.class_count; ++i) {
+        if (p.classes[i].steps > 0) prefetch_tensor_map(&maps.b[i]);
+      }
+      const auto begin_step = [&](int bytes) {
+        const LoadTo to{stages + ring.stage * Tile::kStageBytes, full + ring.stage};
+        mbarrier_wait_cluster(empty + ring.stage, ring.parity ^ 1);
+        mbarrier_arrive_expect_tx(to.full, bytes);
+        ring.advance(1);
+        return to;
+      };
+      [[maybe_unused]] int fresh = Tile::kStages;
+#pragma unroll 1
+      while (walk.next(p, place)) {
+        if constexpr (kReduction == WgmmaReduction::kPositions) {
+          load_positions<Tile>(p, maps, place, rank, fresh, begin_step);
+        } else {
+          load_taps<scalar_t, Tile, kIsAAlongK<kReduction>>(p, maps, place, rank, begin_step);
+        }
+      }
+    }
+    __syncwarp();
+    cluster_sync();  // as below
+    return;
+  }
+
+  take_registers<kConsumerRegisters>();
   const auto rank = static_cast<int>(cluster_rank());
   WgmmaWalk<Tile, kReduction> walk(rank, blockIdx.x / kWgmmaCluster, gridDim.x / kWgmmaCluster);
   WgmmaRing<Tile::kStages> ring;
   WgmmaPlace place;
-
-  if (threadIdx.x == kConsumers * kWarpgroupThreads) {
-    prefetch_tensor_map(&maps.a);
-    for (int i = 0; i < p.class_count; ++i) {
-      if (p.classes[i].steps > 0) prefetch_tensor_map(&maps.b[i]);
+  const WgmmaThread t;
+  const int group_row = t.warpgroup % Tile::kGroupsM * kWarpgroupRows;
+  const int group_col = t.warpgroup / Tile::kGroupsM % Tile::kGroupsN * Tile::kGroupN;
+  const int turn = Tile::kTakesTurns ? __shfl_sync(0xffffffff, t.warpgroup, 0) : 0;
+  const auto release = [&](int stage) {
+    if (t.lane < kWgmmaCluster) mbarrier_arrive_remote(empty + stage, t.lane);
+  };
+#pragma unroll 1
+  while (walk.next(p, place)) {
+    int64_t* const offsets = col_offsets + t.warpgroup * Tile::kGroupN;
+    if (kReduction != WgmmaReduction::kPositions && !p.out_is_partial) {
+      tabulate_columns<Tile::kGroupN>(p, p.classes[place.index], place.tile_n * Tile::kN + group_col, t,
+                                      offsets);
     }
-    const auto begin_step = [&](int bytes) {
-      const LoadTo to{stages + ring.stage * Tile::kStageBytes, full + ring.stage};
-      mbarrier_wait_cluster(empty + ring.stage, ring.parity ^ 1);
-      mbarrier_arrive_expect_tx(to.full, bytes);
-      ring.advance(1);
-      return to;
-    };
-    [[maybe_unused]] int fresh = Tile::kStages;
+    float sums[Tile::kGroupN / 2], total[Tile::kSumsChunks ? Tile::kGroupN / 2 : 1];
+    auto& result = either<Tile::kSumsChunks>(total, sums);
+    // The sum of nothing is 0, the first summand of a sum is itself, -0.0 too.
+    const float nothing = place.steps > turn ? -0.0f : 0.0f;
+#pragma unroll
+    for (int i = 0; i < Tile::kGroupN / 2; ++i) result[i] = nothing;
+
+    WgmmaRing<Tile::kStages> of_step = ring;
+    if constexpr (Tile::kTakesTurns) of_step.advance(turn);
+    int of_tap = place.first % p.steps_of_tap;
 #pragma unroll 1
-    while (walk.next(p, place)) {
-      if constexpr (kReduction == WgmmaReduction::kPositions) {
-        load_positions<Tile>(p, maps, place, rank, fresh, begin_step);
-      } else {
-        load_taps<scalar_t, Tile, kIsAAlongK<kReduction>>(p, maps, place, rank, begin_step);
+    for (int step = turn; step < place.steps;) {
+      const int left = place.steps - step, chunk = kWgmmaChunkSteps * Tile::kTurn;
+      const int end = step + (left < chunk ? left : chunk);
+      const int first = step;
+      int last_stage = 0;
+#pragma unroll 1
+      for (; step < end; step += Tile::kTurn) {
+        const unsigned char* const stage = stages + of_step.stage * Tile::kStageBytes;
+        const uint64_t a = operand_descriptor<kIsAAlongK<kReduction>>(p, stage, group_row);
+        const uint64_t b = operand_descriptor<kIsBAlongK<kReduction>>(p, stage + Tile::kABytes, group_col);
+        const bool ends_tap = ++of_tap == p.steps_of_tap;
+        if (ends_tap) of_tap = 0;
+        mbarrier_wait(full + of_step.stage, of_step.parity);
+        multiply_step<scalar_t, Tile, kReduction>(sums, p, a, b, ends_tap ? p.last_substeps : kWgmmaSubsteps,
+                                                  step > first);
+        wgmma_wait_group<1>();
+        if (step > first) release(last_stage);
+        last_stage = of_step.stage;
+        of_step.advance(Tile::kTurn);
+      }
+      wgmma_wait_group<0>(sums, place.pair);
+      release(last_stage);
+      if constexpr (Tile::kSumsChunks) {
+#pragma unroll
+        for (int i = 0; i < Tile::kGroupN / 2; ++i) total[i] += sums[i];
       }
     }
-  } else if (threadIdx.x < kConsumers * kWarpgroupThreads) {
-    const WgmmaThread t;
-    const int group_row = t.warpgroup % Tile::kGroupsM * kWarpgroupRows;
-    const int group_col = t.warpgroup / Tile::kGroupsM % Tile::kGroupsN * Tile::kGroupN;
-    const int turn = Tile::kTakesTurns ? __shfl_sync(0xffffffff, t.warpgroup, 0) : 0;
-    const auto release = [&](int stage) {
-      if (t.lane < kWgmmaCluster) mbarrier_arrive_remote(empty + stage, t.lane);
-    };
-#pragma unroll 1
-    while (walk.next(p, place)) {
-      int64_t* const offsets = col_offsets + t.warpgroup * Tile::kGroupN;
-      if (kReduction != WgmmaReduction::kPositions && !p.out_is_partial) {
-        tabulate_columns<Tile::kGroupN>(p, p.classes[place.index], place.tile_n * Tile::kN + group_col, t,
-                                        offsets);
-      }
-      float sums[Tile::kGroupN / 2], total[Tile::kSumsChunks ? Tile::kGroupN / 2 : 1];
-      auto& result = either<Tile::kSumsChunks>(total, sums);
-      // The sum of nothing is 0, the first summand of a sum is itself, -0.0 too.
-      const float nothing = place.steps > turn ? -0.0f : 0.0f;
-#pragma unroll
-      for (int i = 0; i < Tile::kGroupN / 2; ++i) result[i] = nothing;
+    if constexpr (Tile::kTakesTurns) {
+      ring.advance(place.steps);
+    } else {
+      ring = of_step;
+    }
 
-      WgmmaRing<Tile::kStages> of_step = ring;
-      if constexpr (Tile::kTakesTurns) of_step.advance(turn);
-      int of_tap = place.first % p.steps_of_tap;
-#pragma unroll 1
-      for (int step = turn; step < place.steps;) {
-        const int left = place.steps - step, chunk = kWgmmaChunkSteps * Tile::kTurn;
-        const int end = step + (left < chunk ? left : chunk);
-        const int first = step;
-        int last_stage = 0;
-#pragma unroll 1
-        for (; step < end; step += Tile::kTurn) {
-          const unsigned char* const stage = stages + of_step.stage * Tile::kStageBytes;
-          const uint64_t a = operand_descriptor<kIsAAlongK<kReduction>>(p, stage, group_row);
-          const uint64_t b = operand_descriptor<kIsBAlongK<kReduction>>(p, stage + Tile::kABytes, group_col);
-          const bool ends_tap = ++of_tap == p.steps_of_tap;
-          if (ends_tap) of_tap = 0;
-          mbarrier_wait(full + of_step.stage, of_step.parity);
-          multiply_step<scalar_t, Tile, kReduction>(sums, p, a, b, ends_tap ? p.last_substeps : kWgmmaSubsteps,
-                                                    step > first);
-          wgmma_wait_group<1>();
-          if (step > first) release(last_stage);
-          last_stage = of_step.stage;
-          of_step.advance(Tile::kTurn);
-        }
-        wgmma_wait_group<0>(sums, place.pair);
-        release(last_stage);
-        if constexpr (Tile::kSumsChunks) {
-#pragma unroll
-          for (int i = 0; i < Tile::kGroupN / 2; ++i) total[i] += sums[i];
-        }
-      }
-      if constexpr (Tile::kTakesTurns) {
-        ring.advance(place.steps);
-      } else {
-        ring = of_step;
-      }
-
-      if constexpr (kReduction != WgmmaReduction::kPositions) {
-        // Where the tile is, is found once more: to keep it takes five registers that the sums leave no room
-        // for. The wait above keeps the compiler from knowing that the pair is what it was.
-        place = place_of_pair<Tile>(p, place.pair, rank);
-      }
-      const int row0 = place.row0 + group_row, col0 = place.tile_n * Tile::kN + group_col;
-      if constexpr (kReduction == WgmmaReduction::kPositions) {
-        write_partial_by_rows<Tile::kGroupN>(p, place, place.slot * Tile::kTurn + turn, row0, col0, result, t,
-                                             partial);
-      } else if (p.out_is_partial) {
-        write_partial_by_columns<Tile::kGroupN>(p, place, row0, col0, result, t, partial);
-      } else {
-        const WgmmaBias<scalar_t> shift(p, place, row0 + t.row0, bias);
-        write_wgmma_out<scalar_t, Tile::kGroupN>(
-            p, place, row0, col0, result, shift.of_half, t,
-            reinterpret_cast<unsigned char*>(out_parts) + t.warpgroup * kOutPartBytes, offsets, out);
-      }
+    if constexpr (kReduction != WgmmaReduction::kPositions) {
+      // Where the tile is, is found once more: to keep it takes five registers that the sums leave no room
+      // for. The wait above keeps the compiler from knowing that the pair is what it was.
+      place = place_of_pair<Tile>(p, place.pair, rank);
+    }
+    const int row0 = place.row0 + group_row, col0 = place.tile_n * Tile::kN + group_col;
+    if constexpr (kReduction == WgmmaReduction::kPositions) {
+      write_partial_by_rows<Tile::kGroupN>(p, place, place.slot * Tile::kTurn + turn, row0, col0, result, t,
+                                           partial);
+    } else if (p.out_is_partial) {
+      write_partial_by_columns<Tile::kGroupN>(p, place, row0, col0, result, t, partial);
+    } else {
+      const WgmmaBias<scalar_t> shift(p, place, row0 + t.row0, bias);
+      write_wgmma_out<scalar_t, Tile::kGroupN>(
+          p, place, row0, col0, result, shift.of_half, t,
+          reinterpret_cast<unsigned char*>(out_parts) + t.warpgroup * kOutPartBytes, offsets, out);
     }
   }
-  __syncwarp();
   cluster_sync();  // the other block's loads and arrivals come here until its end
 }
 

@@ -24,11 +24,14 @@ constexpr int kWgmmaChunkSteps = 16;
 
 constexpr int kWarpgroupThreads = 128;
 constexpr int kWarpgroupRows = 64;  // of A in one instruction
-constexpr int kConsumers = 2;       // warpgroups that multiply; a ninth warp loads
-constexpr int kWgmmaThreads = kConsumers * kWarpgroupThreads + kWarpSize;
+constexpr int kConsumers = 2;       // warpgroups that multiply; one thread of a third one loads
+constexpr int kWgmmaThreads = (kConsumers + 1) * kWarpgroupThreads;
 
-// Registers of a thread: 288 threads of 224 are 64,512 of 65,536. Two sets of 96 accumulators leave 32.
-constexpr int kWgmmaRegisters = 224;
+// Registers of a thread. A kernel of 384 threads has 168 each; the warpgroup of the loading thread gives up
+// most of its own, which leaves (65,536 - 128 * 40) / 256 = 236, or 232. Two sets of 96 accumulators leave 40
+// of these.
+constexpr int kConsumerRegisters = 232, kLoaderRegisters = 40;
+static_assert(kConsumers * kConsumerRegisters + kLoaderRegisters <= 65536 / kWarpgroupThreads);
 
 // Blocks that work on neighbouring tiles, and load half each of the operand that these share for both.
 constexpr int kWgmmaCluster = 2;

@@ -77,7 +77,31 @@ __device__ __forceinline__ void settle_registers(T (&values)[kCount]) {
   for (int i = 0; i < kCount; ++i) settle_registers(values[i]);
 }
 
-// __CUDA_ARCH_FEAT_SM90_ALL: the device code is for sm_90a.
+// In what follows, __CUDA_ARCH_FEAT_SM90_ALL: the device code is for sm_90a.
+
+// From here on the threads of this warpgroup, whose warps all call it alike, have kCount registers, a multiple
+// of 8 from 24 to 256: fewer than before, or more, for which they wait until others have given them. The kernel
+// must be compiled for a fixed number (__launch_bounds__), and each role go its own way to its end, or ptxas
+// leaves it out.
+template <int kCount>
+__device__ __forceinline__ void give_registers() {
+  static_assert(kCount % 8 == 0 && kCount >= 24 && kCount <= 256);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#else
+  __trap();
+#endif
+}
+template <int kCount>
+__device__ __forceinline__ void take_registers() {
+  static_assert(kCount % 8 == 0 && kCount >= 24 && kCount <= 256);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+#else
+  __trap();
+#endif
+}
+
 __device__ __forceinline__ void wgmma_fence() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

@@ -9,7 +9,6 @@
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __maxnreg__(count)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // A plain __shared__ variable would be one per process here: the macros of shared_memory.h are the way.
 #define __shared__ static_assert(false, "declare shared memory with FASTNN_SHARED or FASTNN_DYNAMIC_SHARED");

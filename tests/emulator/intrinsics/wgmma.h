@@ -48,6 +48,16 @@ inline uint64_t wgmma_descriptor(const void* start, uint32_t leading_bytes, uint
 
 constexpr uint64_t wgmma_advance(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
+// A fiber has all the registers that it wants.
+template <int kCount>
+void give_registers() {
+  static_assert(kCount % 8 == 0 && kCount >= 24 && kCount <= 256);
+}
+template <int kCount>
+void take_registers() {
+  static_assert(kCount % 8 == 0 && kCount >= 24 && kCount <= 256);
+}
+
 inline void wgmma_fence(FASTNN_EMULATOR_HERE) { emulator::wgmma_fence(where); }
 template <typename Registers>
 void wgmma_fence(Registers&, FASTNN_EMULATOR_HERE) {
