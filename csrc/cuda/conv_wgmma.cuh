@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   cluster_sync();
 
   if (threadIdx.x >= kConsumers * kWarpgroupThreads) {
-    give_registers<kLoaderRegisters>();
+    give_registers<kLoaderRegisters<kReduction>>();
     if (threadIdx.x == kConsumers * kWarpgroupThreads) {
       const auto rank = static_cast<int>(cluster_rank());
       WgmmaWalk<Tile, kReduction> walk(rank, blockIdx.x / kWgmmaCluster, gridDim.x / kWgmmaCluster);
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
     return;
   }
 
-  take_registers<kConsumerRegisters>();
+  take_registers<kConsumerRegisters<kReduction>>();
   const auto rank = static_cast<int>(cluster_rank());
   WgmmaWalk<Tile, kReduction> walk(rank, blockIdx.x / kWgmmaCluster, gridDim.x / kWgmmaCluster);
   WgmmaRing<Tile::kStages> ring;

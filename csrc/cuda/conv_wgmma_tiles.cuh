@@ -27,12 +27,6 @@ constexpr int kWarpgroupRows = 64;  // of A in one instruction
 constexpr int kConsumers = 2;       // warpgroups that multiply; one thread of a third one loads
 constexpr int kWgmmaThreads = (kConsumers + 1) * kWarpgroupThreads;
 
-// Registers of a thread. A kernel of 384 threads has 168 each; the warpgroup of the loading thread gives up
-// most of its own, which leaves (65,536 - 128 * 40) / 256 = 236, or 232. Two sets of 96 accumulators leave 40
-// of these.
-constexpr int kConsumerRegisters = 232, kLoaderRegisters = 40;
-static_assert(kConsumers * kConsumerRegisters + kLoaderRegisters <= 65536 / kWarpgroupThreads);
-
 // Blocks that work on neighbouring tiles, and load half each of the operand that these share for both.
 constexpr int kWgmmaCluster = 2;
 
@@ -101,6 +95,14 @@ template <WgmmaReduction kReduction>
 constexpr bool kIsAAlongK = kReduction == WgmmaReduction::kTaps;
 template <WgmmaReduction kReduction>
 constexpr bool kIsBAlongK = kReduction != WgmmaReduction::kPositions;
+
+// Registers of a thread. A block of 384 begins with 168 each, of which the warpgroup of the loading thread
+// gives up most: 2 * 232 + 40 = 2 * 224 + 56 = 3 * 168. Two sets of 96 accumulators leave 40 or 32; a weight
+// gradient's loads, of up to three taps a step, want more than the others'.
+template <WgmmaReduction kReduction>
+constexpr int kLoaderRegisters = kReduction == WgmmaReduction::kPositions ? 56 : 40;
+template <WgmmaReduction kReduction>
+constexpr int kConsumerRegisters = (3 * 168 - kLoaderRegisters<kReduction>) / kConsumers;
 
 // Residue classes of the data gradient that one launch takes: strides up to 3 x 3 or 2 x 2 x 2.
 constexpr int kMaxWgmmaClasses = 9;
