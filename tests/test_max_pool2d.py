@@ -232,3 +232,22 @@ def test_indices_carry_no_gradient(backend):
 
 def test_case_ids_are_unique():
     assert len(BY_ID) == len(MAX_POOL2D)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"), [((1, 3, 61, 67), 3, 2), ((2, 9, 7, 8), 2, 2), ((1, 2, 9, 90), 3, 1)]
+)
+def test_a_pointer_between_vectors_changes_no_bit(shape, kernel, stride, dtype, backend):
+    """The tensor begins one element after a multiple of 16 bytes, as a part of a larger one may."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(shape, generator=generator).to(dtype)
+
+    def run(x):
+        x = x.requires_grad_()
+        out = fastnn.functional.max_pool2d(x, kernel, stride)
+        return out, torch.autograd.grad(out, x, torch.cos(7 * out.detach()))[0]
+
+    shifted = torch.empty(values.numel() + 1, dtype=dtype, device=backend.device)[1:].view(shape).copy_(values)
+    for got, want in zip(run(shifted), run(values.to(backend.device)), strict=True):
+        assert torch.equal(got, want)

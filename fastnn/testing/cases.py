@@ -487,6 +487,15 @@ MAX_POOL2D = (
     _pool("indices_nonfinite", (2, 3, 8, 7), 2, return_indices=True, values="nonfinite", small=True),
     _pool("indices_minus_inf", (1, 3, 8, 7), 2, padding=1, return_indices=True, values="minus_inf", small=True),
     _pool("indices_unbatched", (3, 8, 7), 2, return_indices=True, ceil_mode=True, small=True),
+    # Tiles of CUDA's planes (csrc/cuda/max_pool_tiles.cuh): rows of a plane, pieces of rows, many planes.
+    _pool("tiles_of_rows", (1, 3, 61, 67), 3, stride=2, padding=1, crosses_tile=True),
+    _pool("tiles_of_rows_2x2", (1, 2, 64, 66), 2, crosses_tile=True),
+    _pool("tiles_of_rows_ties", (2, 2, 70, 45), 3, stride=1, padding=1, values="ties", crosses_tile=True),
+    _pool("tiles_any_window", (1, 2, 67, 40), (5, 4), stride=(2, 3), padding=1, dilation=(1, 2), crosses_tile=True),
+    _pool("tiles_nonfinite", (1, 2, 50, 61), 3, stride=2, values="nonfinite", return_indices=True, crosses_tile=True),
+    _pool("pieces_of_rows", (1, 2, 9, 2301), 3, stride=2, padding=1, crosses_tile=True),
+    _pool("pieces_of_rows_any_window", (1, 1, 7, 1501), (3, 5), stride=(1, 2), padding=(1, 2), crosses_tile=True),
+    _pool("planes_of_49", (3, 150, 7, 7), 2, return_indices=True, crosses_tile=True),
     _pool("indices_wide", (1, 33, 9, 140), 3, stride=2, padding=1, return_indices=True, crosses_tile=True),
 )
 
