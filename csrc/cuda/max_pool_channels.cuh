@@ -4,12 +4,8 @@
 // and a warp's are next to each other. What the windows of a row share comes from L1, what strips share from
 // L2.
 //
-// What bounds it: bytes, as in max_pool_planes.cuh, where the budget of instructions is stated. Each vector of
-// the smaller array takes
-//
-//   @COUNTS@
-//
-// A strip's index is taken apart once, for up to kStripRows rows.
+// What bounds it: bytes, as in max_pool_planes.cuh, where the budget of instructions is stated. A strip's index
+// is taken apart once, for up to kStripRows rows.
 #pragma once
 
 #include <bit>
