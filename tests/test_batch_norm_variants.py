@@ -16,8 +16,8 @@ from op_tester import check_repeatable, check_values_and_gradients, grid, same_b
 import fastnn
 from fastnn.testing import trial
 from fastnn.testing.access_profile import access_profile
-from fastnn.testing.cases import BATCH_NORM, BATCH_NORM_ACTIVATED, BatchNormCase, generator_for
-from fastnn.testing.emulation import played_device
+from fastnn.testing.cases import BATCH_NORM, BATCH_NORM_ACTIVATED, BatchNormCase, affordable_in_emulator, generator_for
+from fastnn.testing.emulation import emulated_cuda, played_device
 
 # With 24 KB of shared memory a block holds 5 slots of 128 threads beside another block, 2560 values of float32, or 5 of
 # 256 alone, and a grid of 9 blocks 2 slots of 512 threads in each, 36 864 values.
@@ -139,15 +139,13 @@ def test_other_types(shape, layout, end, dtype, backend):
 
 
 @grid(
-    [c for c in (*BATCH_NORM, *BATCH_NORM_ACTIVATED) if c.training],
+    [c for c in (*BATCH_NORM, *BATCH_NORM_ACTIVATED) if c.training and affordable_in_emulator(c, None, None)],
     dtypes=[torch.float32, torch.bfloat16],
     layouts=["contiguous", "channels_last"],
 )
-def test_two_passes_of_a_device_without_clusters(case, dtype, layout, backend):
-    if backend.name != "emulated":
-        pytest.skip("the emulator alone plays another device")
-    with played_device(compute_capability=80):
-        check_values_and_gradients(case, dtype, layout, backend.device)
+def test_two_passes_of_a_device_without_clusters(case, dtype, layout):
+    with emulated_cuda(), played_device(compute_capability=80):
+        check_values_and_gradients(case, dtype, layout, torch.device("cpu"))
 
 
 EVERY_VARIANT = [
@@ -257,17 +255,15 @@ def test_one_gradient_alone_has_the_bits_that_it_has_with_all(played, shape, bac
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(3, 24, 7, 7), (2, 40, 6, 6), (2, 3, 64, 64), (5, 7, 9)], ids=str)
-def test_a_mask_is_the_same_for_every_variant(shape, dtype, backend):
+def test_a_mask_is_the_same_for_every_variant(shape, dtype):
     """Forward may have held a channel where backward does not, on another device or with more inputs."""
-    if backend.name != "emulated":
-        pytest.skip("the emulator alone plays two devices")
     generator = generator_for("mask", shape)
     x, residual, gradient = (torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3))
 
     def run(forward, backward):
-        with played_device(**forward):
+        with emulated_cuda(), played_device(**forward):
             y = fastnn.functional.batch_norm_add_relu(x, residual, None, None, training=True)
-        with played_device(**backward):
+        with emulated_cuda(), played_device(**backward):
             return torch.autograd.grad(y, residual, gradient.detach())[0], y
 
     held, two_passes = SMALL if dtype is torch.float32 else ROOMY, {"compute_capability": 80}
