@@ -31,6 +31,14 @@ namespace {
 
 // 128 registers a thread; two blocks have some 40 KB of loads under way, which covers the latency.
 constexpr int kChannelsBlocks = 2;
+// ptxas needs a few registers more than 128 of 5x5 for sm_80.
+template <typename Window>
+constexpr int channels_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  if (Window::kSize == 5) return 1;
+#endif
+  return kChannelsBlocks;
+}
 // Channels of a vector: 16 bytes, 8 of halves, of which 16 would want 64 registers more for the sums.
 template <typename scalar_t>
 constexpr int kChannelVec = sizeof(scalar_t) == 8 ? 2 : 4;
@@ -63,7 +71,7 @@ struct ChannelsBlock {
 };
 
 template <typename scalar_t, typename Window, int kVec>
-__global__ void __launch_bounds__(kChannelsThreads, kChannelsBlocks)
+__global__ void __launch_bounds__(kChannelsThreads, channels_blocks<Window>())
     conv_depthwise_channels_kernel(DepthwiseConv c, ChannelsPlan plan, WindowAxis rows, WindowAxis columns,
                                    const scalar_t* __restrict__ source, const scalar_t* __restrict__ w,
                                    const scalar_t* __restrict__ bias, scalar_t* __restrict__ result,

@@ -46,7 +46,12 @@ struct FmaTile {
   static constexpr int kM = kRows, kN = kCols;
   static constexpr int kThreadsM = kM / 8, kThreadsN = kN / 8;
   static constexpr int kThreads = kThreadsM * kThreadsN;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  // ptxas needs a few registers more for sm_80.
+  static constexpr int kMinBlocks = kBlocks - 1;
+#else
   static constexpr int kMinBlocks = kBlocks;
+#endif
   // A step takes the blocks of a multiprocessor 3,000 cycles.
   static constexpr int kStages = 3;
   static constexpr bool kTensorCores = false;
