@@ -56,6 +56,8 @@ def _convolution(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    activation: str = "identity",
+    alpha: float = 0.0,
 ) -> Tensor:
     torch._check(
         input.dim() == weight.dim(),

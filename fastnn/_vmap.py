@@ -75,16 +75,18 @@ def _convolution(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    activation: str = "identity",
+    alpha: float = 0.0,
 ) -> tuple[Tensor, int]:
     x_dim, w_dim, b_dim = in_dims[:3]
     size, options = info.batch_size, (stride, padding, dilation)
     if w_dim is None and b_dim is None:
         x = _into_first(input, x_dim, size)
-        return _out_of(torch.ops.fastnn.convolution(x, weight, bias, *options, groups), 0, size), 0
+        return _out_of(torch.ops.fastnn.convolution(x, weight, bias, *options, groups, activation, alpha), 0, size), 0
     x = _into_channels(input, x_dim, size)
     w = _into_first(weight, w_dim, size)
     b = _optional(_into_first, bias, b_dim, size)
-    return _out_of(torch.ops.fastnn.convolution(x, w, b, *options, size * groups), 1, size), 1
+    return _out_of(torch.ops.fastnn.convolution(x, w, b, *options, size * groups, activation, alpha), 1, size), 1
 
 
 @register_vmap("fastnn::convolution_grad_input")

@@ -31,6 +31,7 @@ __all__ = [
     "batch_norm_add_relu",
     "batch_norm_relu",
     "conv2d",
+    "conv2d_relu",
     "lstm_cell",
     "max_pool2d",
     "max_pool2d_with_indices",
@@ -78,6 +79,48 @@ def conv2d(
     if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
         return torch.ops.fastnn.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _C.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    alpha: float | None = None,
+) -> Tensor:
+    """:func:`conv2d` and an activation in one pass: ``y = act(conv2d(x))``, to the bit.
+
+    Backward finds the activation's derivative from y, so nothing else is kept for it.
+
+    Args:
+        input: see :func:`conv2d`, also for the six that follow.
+        weight: ``[K, C / groups, R, S]``.
+        bias: ``[K]`` or None.
+        stride: at least 1.
+        padding: numbers, ``'valid'`` or ``'same'``.
+        dilation: at least 1.
+        groups: divides C and K.
+        activation: ``"relu"``; ``"leaky_relu"``: ``z`` where positive, else ``alpha * z``; ``"elu"``: else ``alpha *
+            (exp(z) - 1)``; or ``"identity"``.
+        alpha: see ``activation``, at least 0; None for torch's defaults, 0.01 for ``leaky_relu`` and 1 for ``elu``.
+
+    Returns:
+        What :func:`conv2d` returns, activated.
+
+    Raises:
+        ValueError: for an unknown activation, or a negative ``alpha``, with which y does not tell the sign of z.
+        RuntimeError: as :func:`conv2d`.
+    """
+    alpha = ACTIVATIONS.get(activation, 0.0) if alpha is None else alpha
+    arguments = (input, weight, bias, stride, padding, dilation, groups, activation, alpha)
+    if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
+        return torch.ops.fastnn.conv2d(*arguments)
+    return _C.conv2d(*arguments)
 
 
 def max_pool2d_with_indices(

@@ -24,6 +24,8 @@ class BackendCall {
     return backend != nullptr && backend->*entry != nullptr;
   }
 
+  const c10::Device& device() const { return device_; }
+
   // On a GPU or in the emulator.
   bool runs_cuda_kernels() const { return emulated_ || device_.is_cuda(); }
 
@@ -54,8 +56,10 @@ class BackendCall {
                   int64_t (*Backend::*workspace)(const Params&), Params& params) {
     const at::Tensor scratch = allocate((table_.*workspace)(params));
     params.workspace = output(scratch);
-    if (!noted_.empty() && scratch.defined()) noted_.back().what = "workspace";
+    const bool noted = !noted_.empty() && scratch.defined();
+    if (noted) noted_.back().what = "workspace";
     (*this)(entry, params);
+    if (noted) noted_.pop_back();
   }
 
  private:

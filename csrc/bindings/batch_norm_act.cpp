@@ -14,6 +14,7 @@
 #include <string>
 #include <string_view>
 
+#include "activation.h"
 #include "autograd.h"
 #include "batch_norm_calls.h"
 #include "python.h"
@@ -31,20 +32,10 @@ using Six = tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at
 // ---- kernels ----------------------------------------------------------------------------------------------
 
 BatchNormEpilogue epilogue_of(const char* op, StringView activation, double alpha) {
+  const NamedActivation named = activation_of(op, activation, alpha);
   BatchNormEpilogue e;
-  e.alpha = alpha;
-  e.kind = Activation::kRectify;
-  if (activation == "relu") {
-    e.alpha = 0;
-  } else if (activation == "identity") {
-    e.alpha = 1;
-  } else if (activation == "elu") {
-    e.kind = Activation::kElu;
-  } else {
-    TORCH_CHECK_VALUE(activation == "leaky_relu", op,
-                      ": activation must be 'relu', 'leaky_relu', 'elu' or 'identity', but got '", activation,
-                      "'");
-  }
+  e.kind = named.kind;
+  e.alpha = named.alpha;
   return e;
 }
 

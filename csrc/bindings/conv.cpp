@@ -2,13 +2,19 @@
 //
 // conv2d takes torch's arguments, checks them and calls `convolution`, which is free of rank and takes padding
 // as (begin, end) pairs. convolution, convolution_grad_input and convolution_grad_weight are the three
-// derivatives of one trilinear form, so each one's derivative is the other two.
+// derivatives of one trilinear form, so each one's derivative is the other two. An activation of convolution is
+// undone first, from its output: y' is a function of y for those that there are.
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include <string>
+#include <string_view>
+
+#include "activation.h"
 #include "autograd.h"
 #include "backend.h"
+#include "conv_choice.h"
 #include "python.h"
 #include "tensors.h"
 
@@ -20,6 +26,7 @@ using c10::IntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
 using Sizes = c10::SmallVector<int64_t, 6>;
+using StringView = std::string_view;
 
 struct ConvOptions {
   Sizes stride, padding, dilation;  // padding: (begin, end) pairs
@@ -101,19 +108,36 @@ bool tf32_is_allowed(const BackendCall& call, DType dtype) {
          at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
 }
 
+template <typename Params>
+void run(BackendCall& call, Status (*Backend::*entry)(const Params&, Stream),
+         int64_t (*Backend::*workspace)(const Params&), Params& p) {
+  p.allow_tf32 = tf32_is_allowed(call, p.dtype);
+  p.variant = chosen_variant(call, p);
+  call(entry, workspace, p);
+}
+
 Sizes output_size(const ConvGeometry& g, int64_t rank) {
   Sizes size{g.N, g.K};
   size.append(g.out + kSpatialDims - rank, g.out + kSpatialDims);
   return size;
 }
 
+ConvActivation conv_activation(const char* op, StringView name, double alpha) {
+  const NamedActivation named = activation_of(op, name, alpha);
+  TORCH_CHECK_VALUE(named.alpha >= 0, op, ": alpha must be at least 0, from whose output backward tells what "
+                    "was positive, but got alpha=", alpha);
+  return {named.identity() ? Activation::kNone : named.kind, named.alpha};
+}
+
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+                       IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                       StringView activation, double alpha) {
   static constexpr const char* kOp = "convolution";
   check_same(kOp, input, "input", weight, "weight");
   ConvForwardParams p;
   p.dtype = dtype_of(kOp, "input", input);
   p.geometry = make_geometry(kOp, input.sizes(), weight.sizes(), stride, padding, dilation, groups);
+  p.activation = conv_activation(kOp, activation, alpha);
   at::Tensor dense_bias;
   if (bias.has_value()) {
     check_same(kOp, input, "input", *bias, "bias");
@@ -134,8 +158,7 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
   p.bias = call.data(dense_bias);
   p.y = call.output(output);
   fill_strides(output, p.y_strides);
-  p.allow_tf32 = tf32_is_allowed(call, p.dtype);
-  call(&Backend::conv_forward, &Backend::conv_forward_workspace, p);
+  run(call, &Backend::conv_forward, &Backend::conv_forward_workspace, p);
   return output;
 }
 
@@ -165,8 +188,7 @@ at::Tensor convolution_grad_input(const at::Tensor& grad_output, const at::Tenso
   fill_strides(weight, p.w_strides);
   p.grad_x = call.output(grad_input);
   fill_strides(grad_input, p.grad_x_strides);
-  p.allow_tf32 = tf32_is_allowed(call, p.dtype);
-  call(&Backend::conv_grad_input, &Backend::conv_grad_input_workspace, p);
+  run(call, &Backend::conv_grad_input, &Backend::conv_grad_input_workspace, p);
   return grad_input;
 }
 
@@ -189,8 +211,7 @@ at::Tensor convolution_grad_weight(const at::Tensor& input, const at::Tensor& gr
   fill_strides(grad_output, p.grad_y_strides);
   p.grad_w = call.output(grad_weight);
   fill_strides(grad_weight, p.grad_w_strides);
-  p.allow_tf32 = tf32_is_allowed(call, p.dtype);
-  call(&Backend::conv_grad_weight, &Backend::conv_grad_weight_workspace, p);
+  run(call, &Backend::conv_grad_weight, &Backend::conv_grad_weight_workspace, p);
   return grad_weight;
 }
 
@@ -218,8 +239,7 @@ at::Tensor convolution_grad_bias(const at::Tensor& grad_output) {
 const auto& convolution_op() {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnn::convolution", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                               IntArrayRef, IntArrayRef, IntArrayRef, int64_t)>();
+                             .typed<decltype(convolution)>();
   return op;
 }
 
@@ -256,13 +276,23 @@ struct Form {
   explicit Form(const at::Tensor& t) : size(t.sym_sizes().vec()), channels_last(suggests_channels_last(t)) {}
 };
 
+constexpr StringView kIdentity = "identity";
+
+// gradient * act'(z), of y = act(z). The formulas are torch's own, which are differentiable.
+at::Tensor times_derivative(const at::Tensor& gradient, const at::Tensor& y, StringView activation, double alpha) {
+  if (activation == "relu") return at::threshold_backward(gradient, y, 0);
+  if (activation == "leaky_relu") return at::leaky_relu_backward(gradient, y, alpha, /*self_is_result=*/true);
+  if (activation == "elu") return at::elu_backward(gradient, alpha, 1, 1, /*is_result=*/true, y);
+  return gradient;
+}
+
 // Each method is one of the ops for fixed options.
 struct Convolver {
   ConvOptions o;
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& w,
                      const OptionalTensor& bias = std::nullopt) const {
-    return convolution_op().call(x, w, bias, o.stride, o.padding, o.dilation, o.groups);
+    return convolution_op().call(x, w, bias, o.stride, o.padding, o.dilation, o.groups, kIdentity, 0);
   }
   at::Tensor grad_input(const at::Tensor& g, const at::Tensor& w, const Form& x) const {
     return grad_input_op().call(g, w, x.size, o.stride, o.padding, o.dilation, o.groups, x.channels_last);
@@ -297,12 +327,22 @@ struct BilinearNode : Node {
 };
 
 struct ConvolutionNode final : BilinearNode {
+  std::string activation;
+  double alpha = 0;
+  SavedVariable output;  // where there is an activation
+
+  void release_variables() override {
+    BilinearNode::release_variables();
+    output.reset_data();
+  }
   std::string name() const override { return "FastnnConvolutionBackward"; }
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list result(3);
-    const at::Tensor& g = grads[0];
-    if (!g.defined()) return result;
+    if (!grads[0].defined()) return result;
+    const at::Tensor g = activation == kIdentity
+                             ? grads[0]
+                             : times_derivative(grads[0], output.unpack(getptr()), activation, alpha);
     if (task_should_compute_output(0)) result[0] = conv.grad_input(g, second.unpack(), first_form);
     if (task_should_compute_output(1)) result[1] = conv.grad_weight(first.unpack(), g, second_form);
     if (task_should_compute_output(2)) result[2] = grad_bias_op().call(g);
@@ -349,20 +389,25 @@ struct GradBiasNode final : Node {
 
 at::Tensor convolution_autograd(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& weight,
                                 const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding,
-                                IntArrayRef dilation, int64_t groups) {
+                                IntArrayRef dilation, int64_t groups, StringView activation, double alpha) {
   const auto node = make_node<ConvolutionNode>(input, weight, bias);
   const Convolver conv{options_of(stride, padding, dilation, groups)};
   if (node) {
     node->conv = conv;
     node->keep(input, weight);
+    node->activation = activation;
+    node->alpha = alpha;
   }
   at::Tensor output;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     output = convolution_op().redispatch(keys & c10::after_autograd_keyset, input, weight, bias, stride,
-                                         padding, dilation, groups);
+                                         padding, dilation, groups, activation, alpha);
   }
-  if (node) torch::autograd::set_history(output, node);
+  if (node) {
+    torch::autograd::set_history(output, node);
+    if (activation != kIdentity) node->output = SavedVariable(output, /*is_output=*/true);
+  }
   if (any_tangent(input, weight, bias)) {
     at::Tensor t;
     if (has_tangent(input)) t = conv.forward(tangent(input), primal(weight));
@@ -373,7 +418,7 @@ at::Tensor convolution_autograd(c10::DispatchKeySet keys, const at::Tensor& inpu
       const at::Tensor b = tangent(*bias).view_symint(ones);
       t = t.defined() ? t + b : b.expand_symint(output.sym_sizes());
     }
-    set_tangent(output, t);
+    set_tangent(output, times_derivative(t, primal(output), activation, alpha));
   }
   return output;
 }
@@ -429,7 +474,7 @@ at::Tensor grad_bias_autograd(c10::DispatchKeySet keys, const at::Tensor& grad_o
 template <typename ResolvePadding>
 at::Tensor convolve(const char* op, int64_t rank, const at::Tensor& input, const at::Tensor& weight,
                     const OptionalTensor& bias, IntArrayRef stride, IntArrayRef dilation, int64_t groups,
-                    const ResolvePadding& resolve_padding) {
+                    StringView activation, double alpha, const ResolvePadding& resolve_padding) {
   TORCH_CHECK(weight.dim() == rank + 2, op, ": Expected ", rank + 2, "D weight, but got weight of size ",
               weight.sym_sizes());
   TORCH_CHECK(input.dim() == rank + 1 || input.dim() == rank + 2, op, ": Expected ", rank + 1,
@@ -438,25 +483,27 @@ at::Tensor convolve(const char* op, int64_t rank, const at::Tensor& input, const
   const Sizes dilations = expand_list(op, "dilation", dilation, rank);
   const Sizes padding = resolve_padding(strides, dilations);
   if (input.dim() == rank + 2) {
-    return convolution_op().call(input, weight, bias, strides, padding, dilations, groups);
+    return convolution_op().call(input, weight, bias, strides, padding, dilations, groups, activation, alpha);
   }
   return convolution_op()
-      .call(input.unsqueeze(0), weight, bias, strides, padding, dilations, groups)
+      .call(input.unsqueeze(0), weight, bias, strides, padding, dilations, groups, activation, alpha)
       .squeeze(0);
 }
 
 at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  return convolve("conv2d", 2, input, weight, bias, stride, dilation, groups, [&](const Sizes&, const Sizes&) {
+                  IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                  StringView activation, double alpha) {
+  return convolve("conv2d", 2, input, weight, bias, stride, dilation, groups, activation, alpha, [&](const Sizes&, const Sizes&) {
     const Sizes each = expand_list("conv2d", "padding", padding, 2);
     return Sizes{each[0], each[0], each[1], each[1]};
   });
 }
 
 at::Tensor conv2d_padding(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                          IntArrayRef stride, std::string_view padding, IntArrayRef dilation, int64_t groups) {
+                          IntArrayRef stride, StringView padding, IntArrayRef dilation, int64_t groups,
+                          StringView activation, double alpha) {
   return convolve(
-      "conv2d", 2, input, weight, bias, stride, dilation, groups,
+      "conv2d", 2, input, weight, bias, stride, dilation, groups, activation, alpha,
       [&](const Sizes& strides, const Sizes& dilations) {
         if (padding == "valid") return Sizes(4, 0);
         TORCH_CHECK(padding == "same", "conv2d: Invalid padding string: '", padding,
@@ -480,29 +527,32 @@ at::Tensor conv2d_padding(const at::Tensor& input, const at::Tensor& weight, con
 
 template <typename Padding, typename Op>
 at::Tensor autocast(const Op& op, const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                    IntArrayRef stride, Padding padding, IntArrayRef dilation, int64_t groups) {
+                    IntArrayRef stride, Padding padding, IntArrayRef dilation, int64_t groups,
+                    StringView activation, double alpha) {
   const auto device = input.device().type();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
   const auto type = at::autocast::get_lower_precision_fp_from_device_type(device);
   const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
-  return op.call(cast(input), cast(weight), cast(bias), stride, padding, dilation, groups);
+  return op.call(cast(input), cast(weight), cast(bias), stride, padding, dilation, groups, activation, alpha);
 }
 
 at::Tensor conv2d_autocast(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
-                           IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+                           IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
+                           StringView activation, double alpha) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::conv2d", "").typed<decltype(conv2d)>();
-  return autocast(op, input, weight, bias, stride, padding, dilation, groups);
+  return autocast(op, input, weight, bias, stride, padding, dilation, groups, activation, alpha);
 }
 
 at::Tensor conv2d_padding_autocast(const at::Tensor& input, const at::Tensor& weight,
-                                   const OptionalTensor& bias, IntArrayRef stride, std::string_view padding,
-                                   IntArrayRef dilation, int64_t groups) {
+                                   const OptionalTensor& bias, IntArrayRef stride, StringView padding,
+                                   IntArrayRef dilation, int64_t groups, StringView activation,
+                                   double alpha) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnn::conv2d", "padding")
                              .typed<decltype(conv2d_padding)>();
-  return autocast(op, input, weight, bias, stride, padding, dilation, groups);
+  return autocast(op, input, weight, bias, stride, padding, dilation, groups, activation, alpha);
 }
 
 }  // namespace
@@ -512,16 +562,15 @@ at::Tensor conv2d_padding_autocast(const at::Tensor& input, const at::Tensor& we
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, int[2] padding=0, int[2] "
-      "dilation=1, "
-      "int groups=1) -> Tensor",
+      "dilation=1, int groups=1, str activation=\"identity\", float alpha=0) -> Tensor",
       conv2d);
   m.def(
       "conv2d.padding(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=1, str padding=\"valid\", "
-      "int[2] dilation=1, int groups=1) -> Tensor",
+      "int[2] dilation=1, int groups=1, str activation=\"identity\", float alpha=0) -> Tensor",
       conv2d_padding);
   m.def(
       "convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
-      "int groups) -> Tensor");
+      "int groups, str activation=\"identity\", float alpha=0) -> Tensor");
   m.def(
       "convolution_grad_input(Tensor grad_output, Tensor weight, SymInt[] input_size, int[] stride, int[] "
       "padding, "
@@ -570,15 +619,21 @@ void export_conv(pybind11::module_& m) {
   m.def(
       "conv2d",
       [](const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const IntList& stride,
-         const std::variant<IntList, std::string>& padding, const IntList& dilation, int64_t groups) {
+         const std::variant<IntList, std::string>& padding, const IntList& dilation, int64_t groups,
+         StringView activation, double alpha) {
         if (const auto* name = std::get_if<std::string>(&padding)) {
-          return by_name.call(input, weight, bias, stride, *name, dilation, groups);
+          return by_name.call(input, weight, bias, stride, *name, dilation, groups, activation, alpha);
         }
-        return by_size.call(input, weight, bias, stride, std::get<IntList>(padding), dilation, groups);
+        return by_size.call(input, weight, bias, stride, std::get<IntList>(padding), dilation, groups,
+                            activation, alpha);
       },
       py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("stride") = IntList{1},
       py::arg("padding") = IntList{0}, py::arg("dilation") = IntList{1}, py::arg("groups") = 1,
+      py::arg("activation") = kIdentity, py::arg("alpha") = 0.0,
       py::call_guard<py::gil_scoped_release>());
+
+  m.def("set_conv_choices_directory", &set_conv_choices_directory, py::arg("path"),
+        "Where the ways that torch.backends.cudnn.benchmark finds fastest are kept; empty: nowhere.");
 }
 
 }  // namespace fastnn::bindings

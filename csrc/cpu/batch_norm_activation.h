@@ -9,84 +9,11 @@
 #include <cstring>
 
 #include "../ops/batch_norm.h"
+#include "activation.h"
 #include "batch_norm_plan.h"
 #include "batch_norm_vectors.h"
 
 namespace fastnn::FASTNN_BACKEND::bn {
-
-// Lanes that are positive or NaN.
-template <typename acc_t>
-class PositiveLanes {
- public:
-  using V = Vec<acc_t>;
-  static constexpr int64_t W = kLanes<acc_t>;
-
-  __attribute__((always_inline)) static PositiveLanes of(const V& z) {
-    PositiveLanes lanes;
-#if defined(CPU_CAPABILITY_AVX512)
-    if constexpr (sizeof(acc_t) == 4) {
-      lanes.mask_ = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NLE_UQ);
-    } else {
-      lanes.mask_ = _mm512_cmp_pd_mask(z, _mm512_setzero_pd(), _CMP_NLE_UQ);
-    }
-#else
-    lanes.others_ = z <= V(0);
-#endif
-    return lanes;
-  }
-
-  // Lane i is bit i.
-  __attribute__((always_inline)) static PositiveLanes of_bits(uint32_t bits) {
-    PositiveLanes lanes;
-#if defined(CPU_CAPABILITY_AVX512)
-    lanes.mask_ = static_cast<Mask>(bits);
-#else
-    acc_t values[W];
-    for (int i = 0; i < W; ++i) values[i] = static_cast<acc_t>(bits >> i & 1);
-    lanes.others_ = V::loadu(values) <= V(0);
-#endif
-    return lanes;
-  }
-
-  __attribute__((always_inline)) uint32_t bits() const {
-#if defined(CPU_CAPABILITY_AVX512)
-    return mask_;
-#elif defined(CPU_CAPABILITY_AVX2)
-    if constexpr (sizeof(acc_t) == 4) {
-      return ~_mm256_movemask_ps(others_);
-    } else {
-      return ~_mm256_movemask_pd(others_);
-    }
-#else
-    acc_t values[W];
-    V::blendv(V(1), V(0), others_).store(values);
-    uint32_t bits = 0;
-    for (int i = 0; i < W; ++i) bits |= static_cast<uint32_t>(values[i]) << i;
-    return bits;
-#endif
-  }
-
-  // a in these lanes, b in the others.
-  __attribute__((always_inline)) V select(const V& a, const V& b) const {
-#if defined(CPU_CAPABILITY_AVX512)
-    if constexpr (sizeof(acc_t) == 4) {
-      return _mm512_mask_blend_ps(mask_, b, a);
-    } else {
-      return _mm512_mask_blend_pd(mask_, b, a);
-    }
-#else
-    return V::blendv(a, b, others_);
-#endif
-  }
-
- private:
-#if defined(CPU_CAPABILITY_AVX512)
-  using Mask = std::conditional_t<sizeof(acc_t) == 4, __mmask16, __mmask8>;
-  Mask mask_;
-#else
-  V others_;
-#endif
-};
 
 // A bit for each value. Lines of the plan, planes of S or rows of C, begin at a byte each: no two threads write
 // to one byte.
@@ -154,17 +81,6 @@ struct NoActivation {
   V gradient(const V& gy, const V&, int64_t, int64_t, const Channel&) const { return gy; }
 };
 
-// alpha * (exp(z) - 1), and its derivative. Not inlined: the exponential is a call in any case, and this would
-// stand in every loop of every pass.
-template <typename acc_t>
-__attribute__((noinline)) Vec<acc_t> elu_below(const Vec<acc_t>& z, acc_t alpha) {
-  return z.expm1() * Vec<acc_t>(alpha);
-}
-template <typename acc_t>
-__attribute__((noinline)) Vec<acc_t> elu_slope_below(const Vec<acc_t>& z, acc_t alpha) {
-  return z.exp() * Vec<acc_t>(alpha);
-}
-
 // Forward: y of z.
 template <typename scalar_t>
 struct Activated : NoActivation<scalar_t> {
@@ -186,8 +102,7 @@ struct Activated : NoActivation<scalar_t> {
     if (residual != nullptr) z = z + load_acc(residual + at, count);
     const auto positive = PositiveLanes<acc_t>::of(z);
     if (mask) mask.store(at, count, positive.bits());
-    if (elu) return positive.select(z, elu_below(z, alpha));
-    return positive.select(z, alpha == 0 ? V(0) : z * V(alpha));
+    return activation_of(z, positive, elu, alpha);
   }
 };
 

@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "../ops/conv.h"
+#include "conv_activation.h"
 #include "conv_product.h"
 #include "dispatch.h"
 
@@ -131,6 +132,7 @@ struct DepthwiseGather {
   const int64_t* w_strides;  // [K, -, R_d, R_h, R_w]
   int64_t kernel[kSpatialDims];
   const scalar_t* bias;  // null for none
+  ConvActivator<scalar_t> activate;
 
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
   int64_t w_offset(int64_t d, int64_t h, int64_t w) const {
@@ -151,7 +153,8 @@ DepthwiseGather<scalar_t> depthwise_forward(const ConvForwardParams& params) {
           static_cast<const scalar_t*>(params.w),
           params.w_strides,
           {g.kernel[0], g.kernel[1], g.kernel[2]},
-          static_cast<const scalar_t*>(params.bias)};
+          static_cast<const scalar_t*>(params.bias),
+          ConvActivator<scalar_t>(params.activation)};
 }
 
 template <typename scalar_t>
@@ -167,7 +170,8 @@ DepthwiseGather<scalar_t> depthwise_grad_input(const ConvGradInputParams& params
           static_cast<const scalar_t*>(params.w),
           params.w_strides,
           {g.kernel[0], g.kernel[1], g.kernel[2]},
-          nullptr};
+          nullptr,
+          {}};
 }
 
 // The output of `gather`, or grad_y in grad_weight, is walked in strips: rows of one image, one depth and one

@@ -373,7 +373,7 @@ void channels_gather(const DepthwiseGather<scalar_t>& conv, void* workspace) {
   const bool dense_out = out_strides[4] == C && out_strides[3] == column_dim.size * C;
   // The next strip's new rows, and those that the first strip of an image has besides.
   const int64_t rows_ahead = ceil_div(strip_rows * row_dim.step, row_dim.residues) + conv.kernel[1];
-  const bool stream = streams_lines(conv.out, total_rows * columns * C) &&
+  const bool stream = !conv.activate && streams_lines(conv.out, total_rows * columns * C) &&
                       std::all_of(out_strides, out_strides + 5,
                                   [](int64_t stride) { return stride == 1 || stride % kLanes<acc_t> == 0; });
   const int64_t grain = std::max<int64_t>(1, kMinDepthwisePerThread / (columns * C * conv.taps()));
@@ -458,6 +458,12 @@ void channels_gather(const DepthwiseGather<scalar_t>& conv, void* workspace) {
       for (int64_t i = 0; i < strip.rows; ++i) {
         for (int64_t residue = 0; residue < column_dim.residues; ++residue) {
           gather_edges(rows[i], spans[residue], C, conv.bias, stream);
+        }
+      }
+      if (conv.activate) {
+        const int64_t first = strip.segment * columns, last = std::min(column_dim.size, first + columns);
+        for (int64_t i = 0; i < strip.rows; ++i) {
+          conv.activate.run(rows[i].out + first * out_strides[4], last - first, out_strides[4], C, 1);
         }
       }
     });

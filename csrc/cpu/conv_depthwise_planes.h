@@ -518,6 +518,7 @@ void planes_gather(const DepthwiseGather<scalar_t>& conv) {
         } else {
           gather_listed_taps(conv.dim, tile, plane);
         }
+        if (conv.activate) conv.activate.run(plane.out, tile.rows, plane.out_row, tile.columns, 1);
       }
     }
   });

@@ -332,7 +332,7 @@ void rows_gather(const DepthwiseGather<scalar_t>& conv) {
   const bool dense_in = in_strides[3] == w.extent && in_strides[1] == h.extent * w.extent;
   const bool paired = !even_odd && h.step == 1 && w.size <= kPairedColumns && dense_in && dense_out;
   const bool stream =
-      streams_lines(conv.out, conv.N * conv.C * h.size * w.size) && dense_out && w.size % 16 == 0;
+      !conv.activate && streams_lines(conv.out, conv.N * conv.C * h.size * w.size) && dense_out && w.size % 16 == 0;
   const int64_t all_rows = ceil_div(h.size, h.residues);
   const int64_t strips = paired ? 1 : std::max<int64_t>(1, std::min(all_rows, h.size * w.size / kRowStripSize));
   const int64_t strip_rows = ceil_div(all_rows, strips);
@@ -368,8 +368,13 @@ void rows_gather(const DepthwiseGather<scalar_t>& conv) {
       const scalar_t* const filter = conv.w + c * conv.w_strides[0];
       for (int i = 0; i < 9; ++i) task.filter[i] = static_cast<float>(filter[w_offset[i]]);
       task.bias = conv.bias == nullptr ? 0.0f : static_cast<float>(conv.bias[c]);
+      const auto activate = [&] {
+        if (conv.activate)
+          conv.activate.run(task.out + task.begin * out_strides[3], task.end - task.begin, out_strides[3], w.size, 1);
+      };
       if (paired) {
         three_rows_paired(conv, task, store);
+        activate();
         continue;
       }
       if (dense_in) {
@@ -384,6 +389,7 @@ void rows_gather(const DepthwiseGather<scalar_t>& conv) {
       } else {
         three_rows<2>(conv, task, store, ahead);
       }
+      activate();
     }
     if (stream) end_stream();
   });

@@ -96,6 +96,7 @@ Product<scalar_t, scalar_t> forward_product(const ConvForwardParams& params, boo
   p.bias = static_cast<const scalar_t*>(params.bias);
   p.bias_on_columns = p.prepacked == Prepacked::kColumns;
   p.bias_group_stride = filters;
+  p.activation = params.activation;
   return p;
 }
 

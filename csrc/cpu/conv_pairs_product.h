@@ -99,8 +99,10 @@ class PairRunner {
         uint32_t* const buffer = prepacked_ + plan_.prepacked_size + worker * plan_.worker_size;
         const int64_t end = cut(plan_.tasks, plan_.workers, worker + 1);
         for (int64_t task = cut(plan_.tasks, plan_.workers, worker); task < end; ++task) {
-          plan_.for_each_tile(product_.splits, task,
-                              [&](const PairPlan::Tile& place) { compute_tile(place, buffer); });
+          plan_.for_each_tile(product_.splits, task, [&](const PairPlan::Tile& place) {
+            compute_tile(place, buffer);
+            activate(place);
+          });
         }
       }
     });
@@ -144,6 +146,13 @@ class PairRunner {
     }
     if (empty)
       for_each_column_panel(tile, [&](int64_t j, int64_t last, int64_t) { store_sums(tile, j, last); });
+  }
+
+  void activate(const PairPlan::Tile& t) const {
+    const ConvActivator<out_t> activator(product_.activation);
+    if (!activator) return;
+    activator.run(product_.out + t.group * product_.out_group_stride + t.split * product_.out_split_stride,
+                  product_.out_rows, product_.out_columns, t.i0, t.i1, t.j0, t.j1);
   }
 
   // Calls f(begin, end) for pieces of a block's elements that a packer takes at once.

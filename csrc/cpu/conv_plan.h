@@ -11,6 +11,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "../ops/conv.h"
 #include "conv_gemm.h"
 #include "conv_in_place.h"
 #include "conv_patches.h"
@@ -124,6 +125,7 @@ struct Product {
   const scalar_t* bias = nullptr;
   bool bias_on_columns = false;
   int64_t bias_group_stride = 0;
+  ConvActivation activation;
   // Whether a tile's sums have a buffer of their own: its columns are no runs in the output.
   bool sums_apart = false;
 };

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "conv_activation.h"
 #include "conv_gemm.h"
 #include "conv_in_place.h"
 #include "conv_pack_weights.h"
@@ -130,6 +131,11 @@ class ProductRunner {
       }
     }
     tile.sums->store();
+    if (const ConvActivator<out_t> activate(product_.activation); activate) {
+      activate.run(
+          product_.out + tile.group * product_.out_group_stride + tile.split * product_.out_split_stride,
+          product_.out_rows, product_.out_columns, tile.i0, tile.i1, tile.j0, tile.j1);
+    }
   }
 
   PatchMatrix<scalar_t> rows_of(const Tile& tile) const {

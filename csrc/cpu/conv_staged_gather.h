@@ -27,6 +27,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "conv_activation.h"
 #include "conv_patches.h"
 #include "conv_product.h"
 #include "conv_staging.h"
@@ -55,6 +56,7 @@ struct StagedGather {
   const scalar_t* bias;
   scalar_t* y;
   int64_t y_n_stride, y_filter_stride, y_stride[2];
+  ConvActivation activation;
 };
 
 inline PlaneGeometry plane_geometry(const ConvGeometry& g) {
@@ -111,7 +113,8 @@ StagedGather<scalar_t> staged_forward(const ConvForwardParams& params) {
           static_cast<scalar_t*>(params.y),
           y[0],
           y[1],
-          {y[3], y[4]}};
+          {y[3], y[4]},
+          params.activation};
 }
 
 template <typename scalar_t>
@@ -128,7 +131,8 @@ StagedGather<scalar_t> staged_grad_input(const ConvGradInputParams& params) {
           static_cast<scalar_t*>(params.grad_x),
           x[0],
           x[1],
-          {x[3], x[4]}};
+          {x[3], x[4]},
+          {}};
 }
 
 template <typename scalar_t>
@@ -187,6 +191,7 @@ class StagedGatherRunner {
         } else {
           multiply_position_columns(band, steps, staged, sums, next);
         }
+        activate(band);
       }
     });
   }
@@ -272,6 +277,15 @@ class StagedGatherRunner {
   scalar_t* output(const Band& band, int64_t filter) const {
     return conv_.y + band.n * conv_.y_n_stride + filter * conv_.y_filter_stride + band.row * conv_.y_stride[0] +
            band.column * conv_.y_stride[1];
+  }
+
+  void activate(const Band& band) const {
+    const ConvActivator<scalar_t> activator(conv_.activation);
+    if (!activator) return;
+    for (int64_t row = 0; row < band.rows; ++row) {
+      activator.run(output(band, 0) + row * conv_.y_stride[0], g_.filters, conv_.y_filter_stride, band.columns,
+                    conv_.y_stride[1]);
+    }
   }
 
   void multiply_filter_columns(const Band& band, const Step* steps, const acc_t* staged,

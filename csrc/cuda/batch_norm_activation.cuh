@@ -1,4 +1,4 @@
-// What follows a normalisation in the same pass, its derivative, and the mask between them (ops/batch_norm.h
+// The derivative of what follows a normalisation in the same pass, and the mask between the two (ops/batch_norm.h
 // has the formulas).
 //
 // The mask is a bit for each element in the order of memory, eight to a byte. A vector of a half type is a
@@ -6,10 +6,10 @@
 // a warp, put together. So a warp stores 32, 16 or 8 bytes next to each other, and reads as many.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "../ops/batch_norm.h"
+#include "activation.cuh"
 #include "channels.cuh"
 #include "dispatch.cuh"
 #include "platform.cuh"
@@ -44,30 +44,6 @@ struct MaskBits {
   }
 };
 
-template <typename scalar_t>
-struct ActivationOf {
-  using acc_t = acc_type<scalar_t>;
-  Activation kind;
-  acc_t alpha;
-
-  explicit ActivationOf(const BatchNormActivation& a) : kind(a.kind), alpha(static_cast<acc_t>(a.alpha)) {}
-
-  __device__ __forceinline__ static bool positive(acc_t z) { return !(z <= acc_t(0)); }
-
-  __device__ __forceinline__ acc_t value(acc_t z) const {
-    if (positive(z)) return z;
-    if (kind == Activation::kElu) return alpha * expm1(z);
-    return alpha == acc_t(0) ? acc_t(0) : alpha * z;
-  }
-
-  // y' from z where y is not given, else from y.
-  __device__ __forceinline__ acc_t gradient(acc_t gy, bool is_positive, bool has_y, acc_t z_or_y) const {
-    if (is_positive) return gy;
-    if (kind == Activation::kElu) return gy * (has_y ? z_or_y + alpha : alpha * exp(z_or_y));
-    return alpha == acc_t(0) ? acc_t(0) : gy * alpha;
-  }
-};
-
 // grad_y * y' of an element, from what there is: bits, y or x.
 template <typename scalar_t>
 struct ActivationGradient {
@@ -83,7 +59,7 @@ struct ActivationGradient {
   };
 
   explicit ActivationGradient(const BatchNormActivation& a)
-      : act(a),
+      : act(a.kind, a.alpha),
         mask{static_cast<uint8_t*>(a.mask)},
         has_y(a.y != nullptr),
         scale(static_cast<const acc_t*>(a.scale)),

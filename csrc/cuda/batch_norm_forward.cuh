@@ -90,7 +90,7 @@ auto with_normalise(const void* x, const BatchNormActivation& a, const Normalise
   return f(NormaliseActivate<scalar_t>{channels,
                                        {in, static_cast<const scalar_t*>(a.residual)},
                                        {out},
-                                       ActivationOf<scalar_t>(a),
+                                       ActivationOf<scalar_t>(a.kind, a.alpha),
                                        {static_cast<uint8_t*>(a.mask)}});
 }
 

@@ -8,7 +8,10 @@
 // The bias gradient is conv_channel_sum.cuh's, a block a tile of channels.
 //
 // What each kernel owns, what bounds it and how its error grows stand at the head of its file. This file turns
-// the contract's parameters into the kernels' and chooses, by shape alone.
+// the contract's parameters into the kernels' and chooses, by shape alone, or does what a variant asks for
+// (conv_variant.h).
+#include <algorithm>
+#include <cstdio>
 #include <type_traits>
 
 #include "../ops/conv.h"
@@ -19,6 +22,7 @@
 #include "conv_index.cuh"
 #include "conv_mma.h"
 #include "conv_small_groups.h"
+#include "conv_variant.h"
 #include "conv_wgmma.h"
 #include "dispatch.cuh"
 #include "platform.cuh"
@@ -28,16 +32,34 @@ namespace {
 
 constexpr bool is_float64(DType dtype) { return dtype == DType::kFloat64; }
 
-enum class Kernels { kSmallGroups, kWgmma, kMma, kDepthwise, kImplicitGemm };
+template <typename Params>
+bool takes(ConvKernels kernels, const Params& p) {
+  switch (kernels) {
+    case ConvKernels::kSmallGroups:
+      if constexpr (std::is_same_v<Params, ConvGradWeightParams>) return false;
+      else return takes_small_groups(p);
+    case ConvKernels::kWgmma:
+      return takes_wgmma(p);
+    case ConvKernels::kMma:
+      return takes_mma(p);
+    case ConvKernels::kDepthwise:
+      return is_depthwise(p.geometry);
+    case ConvKernels::kImplicitGemm:
+      return true;
+  }
+  return false;
+}
 
 template <typename Params>
-Kernels choose(const Params& p) {
-  if constexpr (!std::is_same_v<Params, ConvGradWeightParams>) {
-    if (takes_small_groups(p)) return Kernels::kSmallGroups;
+ConvKernels choose(const Params& p) {
+  if (p.variant != 0) {
+    const auto asked = static_cast<ConvKernels>((p.variant - 1) / kMostWays);
+    if (takes(asked, p)) return asked;
   }
-  if (takes_wgmma(p)) return Kernels::kWgmma;
-  if (takes_mma(p)) return Kernels::kMma;
-  return is_depthwise(p.geometry) ? Kernels::kDepthwise : Kernels::kImplicitGemm;
+  for (int i = 0; i < kConvKernels; ++i) {
+    if (takes(static_cast<ConvKernels>(i), p)) return static_cast<ConvKernels>(i);
+  }
+  return ConvKernels::kImplicitGemm;
 }
 
 ConvGemm problem_of(const ConvForwardParams& p) { return forward_problem(p); }
@@ -47,16 +69,16 @@ ConvGemm problem_of(const ConvGradWeightParams& p) { return grad_weight_problem(
 template <typename Params>
 int64_t workspace(const Params& p) {
   switch (choose(p)) {
-    case Kernels::kSmallGroups:
+    case ConvKernels::kSmallGroups:
       return 0;
-    case Kernels::kWgmma:
+    case ConvKernels::kWgmma:
       return wgmma_workspace(p);
-    case Kernels::kMma:
+    case ConvKernels::kMma:
       return mma_workspace(p);
-    case Kernels::kDepthwise:
+    case ConvKernels::kDepthwise:
       if constexpr (std::is_same_v<Params, ConvGradWeightParams>) return depthwise_workspace(p);
       return 0;
-    case Kernels::kImplicitGemm:
+    case ConvKernels::kImplicitGemm:
       return gemm_workspace(problem_of(p), is_float64(p.dtype));
   }
   return 0;
@@ -66,19 +88,63 @@ int64_t workspace(const Params& p) {
 template <typename Params, typename Gemm>
 Status run(const Params& p, Stream stream, Gemm gemm) {
   switch (choose(p)) {
-    case Kernels::kSmallGroups:
+    case ConvKernels::kSmallGroups:
       if constexpr (!std::is_same_v<Params, ConvGradWeightParams>) return launch_small_groups(p, stream);
       break;
-    case Kernels::kWgmma:
+    case ConvKernels::kWgmma:
       return launch_wgmma(p, stream);
-    case Kernels::kMma:
+    case ConvKernels::kMma:
       return launch_mma(p, stream);
-    case Kernels::kDepthwise:
+    case ConvKernels::kDepthwise:
       return launch_depthwise(p, stream);
-    case Kernels::kImplicitGemm:
+    case ConvKernels::kImplicitGemm:
       return dispatch_dtype(p.dtype, gemm);
   }
   return Status::error("no kernel", "conv");
+}
+
+template <typename Params>
+ConvWay way_of_kernels(ConvKernels kernels, const Params& p) {
+  if (kernels == ConvKernels::kWgmma) return wgmma_way(p);
+  if (kernels == ConvKernels::kMma) return mma_way(p);
+  ConvWay way;
+  std::snprintf(way.name, sizeof(way.name), "%s",
+                kernels == ConvKernels::kSmallGroups ? "small groups"
+                : kernels == ConvKernels::kDepthwise ? "depthwise"
+                                                     : "implicit gemm");
+  return way;
+}
+
+// Variant 0's way, the others of the same kernels, and those of other kernels that do it. The implicit GEMM,
+// slower by far than pipelined products, is listed where it alone does.
+template <typename Params>
+void list_variants(Params p, ConvVariant* variants, int& count) {
+  p.variant = 0;
+  const ConvKernels own = choose(p);
+  const ConvWay first = way_of_kernels(own, p);
+  count = 0;
+  const auto add = [&](int32_t number, bool same_bits, const ConvWay& way) {
+    if (count == kMaxConvVariants) return;
+    ConvVariant& variant = variants[count++];
+    variant.number = number;
+    variant.same_bits = same_bits;
+    std::copy_n(way.name, sizeof(way.name), variant.name);
+  };
+  add(0, true, first);
+  for (int i = 0; i < kConvKernels; ++i) {
+    const auto kernels = static_cast<ConvKernels>(i);
+    if (kernels != own && (kernels == ConvKernels::kImplicitGemm || !takes(kernels, p))) continue;
+    p.variant = variant_of(kernels, 0);
+    const int ways = way_of_kernels(kernels, p).ways;
+    for (int w = 0; w < ways; ++w) {
+      if (kernels == own && w == first.way) continue;
+      p.variant = variant_of(kernels, w);
+      const ConvWay way = way_of_kernels(kernels, p);
+      // Far behind, and perhaps with partial sums larger than anything else.
+      if (kernels == own && way.cycles > 2 * first.cycles) continue;
+      add(p.variant, kernels == own && way.order == first.order, way);
+    }
+  }
 }
 
 }  // namespace
@@ -121,6 +187,13 @@ Status conv_grad_bias(const ConvGradBiasParams& p, Stream stream) {
     return launch_channel_sum<scalar_t, false>(sum, plan, wide, p.grad_y, nullptr, p.grad_bias, nullptr,
                                                stream);
   });
+}
+
+Status conv_variants(const ConvVariantsParams& p, Stream) {
+  if (p.forward != nullptr) list_variants(*p.forward, p.variants, *p.count);
+  if (p.grad_input != nullptr) list_variants(*p.grad_input, p.variants, *p.count);
+  if (p.grad_weight != nullptr) list_variants(*p.grad_weight, p.variants, *p.count);
+  return Status::success();
 }
 
 }  // namespace fastnn::cuda

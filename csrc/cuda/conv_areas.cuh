@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "conv_activation.cuh"
 #include "conv_depthwise_window.cuh"
 #include "dispatch.cuh"
 #include "divisor.cuh"
@@ -131,11 +132,12 @@ __device__ __forceinline__ void read_vec(const scalar_t* p, bool aligned, acc_t 
 }
 
 template <int kVec, typename scalar_t, typename acc_t>
-__device__ __forceinline__ void write_vec(scalar_t* p, bool aligned, const acc_t (&values)[kVec]) {
+__device__ __forceinline__ void write_activated(scalar_t* p, bool aligned, const ConvActivation& activation,
+                                                const acc_t (&values)[kVec]) {
   Vec<scalar_t, kVec> vec;
 #pragma unroll
   for (int k = 0; k < kVec; ++k) vec.v[k] = from_acc<scalar_t>(values[k]);
-  store_vec(p, vec, aligned);
+  store_vec(p, activated(activation, vec), aligned);
 }
 
 // Tensors of a launch.

@@ -59,7 +59,9 @@ int scalar_size(DType dtype) {
 }
 
 DepthwiseConv conv_of(const ConvForwardParams& p) {
-  return depthwise_conv(p.geometry, p.x_strides, p.y_strides, p.w_strides, false);
+  DepthwiseConv c = depthwise_conv(p.geometry, p.x_strides, p.y_strides, p.w_strides, false);
+  c.activation = p.activation;
+  return c;
 }
 DepthwiseConv conv_of(const ConvGradInputParams& p) {
   return depthwise_conv(p.geometry, p.grad_x_strides, p.grad_y_strides, p.w_strides, true);

@@ -133,7 +133,8 @@ __global__ void __launch_bounds__(kChannelsThreads, channels_blocks<Window>())
         if (!in_range(column_begin + i, columns.results)) continue;
 #pragma unroll
         for (int k = 0; k < kVec; ++k) sums[r][i][k] += start[k];
-        write_vec<kVec>(line + (column_begin + i) * c.result_strides[3], result_aligned, sums[r][i]);
+        write_activated<kVec>(line + (column_begin + i) * c.result_strides[3], result_aligned, c.activation,
+                              sums[r][i]);
       }
     }
   }
@@ -208,7 +209,7 @@ __global__ void __launch_bounds__(kChannelsThreads, sizeof(scalar_t) == 8 ? 2 : 
     if (column >= columns.results) break;
 #pragma unroll
     for (int k = 0; k < kVec; ++k) sums[i][k] += start[k];
-    write_vec<kVec>(result + column * c.result_strides[3], result_aligned, sums[i]);
+    write_activated<kVec>(result + column * c.result_strides[3], result_aligned, c.activation, sums[i]);
   }
 }
 

@@ -13,6 +13,7 @@
 
 #include <type_traits>
 
+#include "conv_activation.cuh"
 #include "conv_index.cuh"
 #include "dispatch.cuh"
 #include "platform.cuh"
@@ -65,7 +66,8 @@ __global__ void __launch_bounds__(kDepthwiseThreads, depthwise_blocks<coord_t>()
   }
   if (p.bias != nullptr) sum += to_acc(static_cast<const scalar_t*>(p.bias)[k]);
   static_cast<scalar_t*>(p.y)[n * p.y_strides[0] + k * p.y_strides[1] + o.d * p.y_strides[2] +
-                              o.h * p.y_strides[3] + o.w * p.y_strides[4]] = from_acc<scalar_t>(sum);
+                              o.h * p.y_strides[3] + o.w * p.y_strides[4]] =
+      activated(p.activation, from_acc<scalar_t>(sum));
 }
 
 struct DepthwiseTaps {

@@ -104,6 +104,7 @@ struct DepthwiseTile {
   const scalar_t* filters;
   const scalar_t* bias;  // of all channels, or null
   scalar_t* result;
+  const ConvActivation& activation;
   int channels, first_channel;
 
   __device__ __forceinline__ acc_type<scalar_t> start(int plane) const {
@@ -155,7 +156,8 @@ __device__ __forceinline__ void compute_window(const DepthwiseTile<scalar_t>& t,
 #pragma unroll
             for (int i = 0; i < kColumns; ++i) {
               if (!in_range(column_begin + i, columns.results)) continue;
-              result[(row_begin + r) * result_pitch + i] = from_acc<scalar_t>(sums[r][i][0] + start);
+              result[(row_begin + r) * result_pitch + i] =
+                  activated(t.activation, from_acc<scalar_t>(sums[r][i][0] + start));
             }
           }
         }
@@ -224,7 +226,8 @@ __device__ __forceinline__ void compute_any(const DepthwiseTile<scalar_t>& t, co
 #pragma unroll
           for (int i = 0; i < kStripRows; ++i) {
             const int row = first + i * apart;
-            if (row < height) result[row * result_pitch] = from_acc<scalar_t>(sums[i] + start);
+            if (row < height)
+              result[row * result_pitch] = activated(t.activation, from_acc<scalar_t>(sums[i] + start));
           }
         }
       });
@@ -263,7 +266,7 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
   cp_async_wait_all();
   __syncthreads();
   const DepthwiseTile<scalar_t> t{
-      tile, sources, filters, bias, results, c.channels, static_cast<int>(first_plane[0] % c.channels)};
+      tile, sources, filters, bias, results, c.activation, c.channels, static_cast<int>(first_plane[0] % c.channels)};
   if constexpr (is_any_window<Window>) {
     compute_any<Window::kTransposed>(t, strips, rows, columns);
   } else {

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "../ops/conv.h"
 #include "conv_index.cuh"
 #include "platform.cuh"
 #include "vec.cuh"
@@ -118,6 +119,7 @@ struct DepthwiseConv {
   int64_t source_strides[4], result_strides[4];
   // Of channel, row and column of taps, and where tap (0, 0) is: a filter turned round has negative strides.
   int64_t w_strides[3], w_begin;
+  ConvActivation activation;  // of results
 
   int64_t taps() const { return kernel[0] * kernel[1]; }
   bool square(int size, int step) const {

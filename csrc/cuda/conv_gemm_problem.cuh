@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../ops/conv.h"
 #include "conv_index.cuh"
 
 namespace fastnn::cuda {
@@ -59,6 +60,7 @@ struct ConvGemm {
   bool a_rows_first, b_cols_first, out_rows_first;  // which index consecutive threads run along
   bool wide;                                        // coordinates need 64 bits
   bool sums_batch;                                  // k runs over the batch: the weight gradient
+  ConvActivation activation;                        // of out
   int64_t filter_leads;  // of tensor-core products: leads that A has, zeros at the end included
   // Residue classes of the data gradient: in a dimension with taps[].stride > 1, cols.spatial and depth.spatial
   // are the largest class's, origin is unused, and col and depth count single positions and taps of one class.
@@ -188,6 +190,7 @@ inline ConvGemm forward_problem(const ConvForwardParams& params) {
     p.classes[d] = p.taps[d].stride = 1;
   }
   p.wide = needs_wide_coordinates(g);
+  p.activation = params.activation;
   choose_access(p);
   return p;
 }

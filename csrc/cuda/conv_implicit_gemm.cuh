@@ -39,6 +39,7 @@
 
 #include <type_traits>
 
+#include "conv_activation.cuh"
 #include "conv_gemm_problem.cuh"
 #include "conv_index.cuh"
 #include "conv_sum_splits.cuh"
@@ -271,7 +272,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::min_blocks(sizeof(acc_ty
       partial[partial_offset(p, split, group, r, col0 + col, cols)] = value;
     } else {
       if (bias != nullptr) value += to_acc(bias[group * p.rows + r]);
-      out[r * p.out_row + out_col_offsets[col]] = from_acc<scalar_t>(value);
+      out[r * p.out_row + out_col_offsets[col]] = activated(p.activation, from_acc<scalar_t>(value));
     }
   };
   if (p.out_rows_first) {

@@ -71,6 +71,22 @@ int64_t workspace(const Params& p) {
 }
 
 template <typename Params>
+ConvWay way(const Params& p) {
+  ConvWay result;
+  dispatch_mma(p.dtype, [&](auto tag) {
+    const MmaConv c = mma_conv<typename decltype(tag)::type>(p);
+    result.ways = c.plan.ways;
+    result.way = c.plan.way;
+    // Of sums over the batch; otherwise chunks are added in one order, however many blocks share them.
+    result.order = c.problem.sums_batch ? c.plan.split_steps : 0;
+    std::snprintf(result.name, sizeof(result.name), "%s %s%s", c.plan.tensor_cores ? "mma" : "fma",
+                  c.plan.large ? "large" : "small", c.plan.splits > 1 ? " split" : "");
+    return Status::success();
+  });
+  return result;
+}
+
+template <typename Params>
 Status run(const Params& p, Stream stream) {
   return dispatch_mma(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
@@ -108,6 +124,10 @@ bool takes_mma(const ConvGradWeightParams& p) { return takes(p); }
 int64_t mma_workspace(const ConvForwardParams& p) { return workspace(p); }
 int64_t mma_workspace(const ConvGradInputParams& p) { return workspace(p); }
 int64_t mma_workspace(const ConvGradWeightParams& p) { return workspace(p); }
+
+ConvWay mma_way(const ConvForwardParams& p) { return way(p); }
+ConvWay mma_way(const ConvGradInputParams& p) { return way(p); }
+ConvWay mma_way(const ConvGradWeightParams& p) { return way(p); }
 
 Status launch_mma(const ConvForwardParams& p, Stream stream) { return run(p, stream); }
 Status launch_mma(const ConvGradInputParams& p, Stream stream) { return run(p, stream); }

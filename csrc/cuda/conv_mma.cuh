@@ -19,6 +19,7 @@
 #pragma once
 
 #include "async_copy.cuh"
+#include "conv_activation.cuh"
 #include "conv_gemm_problem.cuh"
 #include "conv_mma_loaders.cuh"
 #include "conv_mma_plan.cuh"
@@ -88,7 +89,7 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
       const int64_t col = col_offsets[by_rows ? line : at];
       const auto value =
           load_vec<kVec>(tile + (by_rows ? line * Shared::kPitchM : line * Shared::kPitchN) + at, true);
-      store_vec(out + col + (by_rows ? at : line * p.out_row), value, true);
+      store_vec(out + col + (by_rows ? at : line * p.out_row), activated(p.activation, value), true);
     }
   } else {
     const int in_line = by_rows ? Tile::kM : Tile::kN;
@@ -99,7 +100,7 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
       const int row = by_rows ? at : line, col = by_rows ? line : at;
       if (row >= place.rows_here || col >= place.cols_here) continue;
       out[row * p.out_row + col_offsets[col]] =
-          tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col];
+          activated(p.activation, tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col]);
     }
   }
 }

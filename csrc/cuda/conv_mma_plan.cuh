@@ -11,6 +11,7 @@
 #include "conv_index.cuh"
 #include "conv_mma_tiles.cuh"
 #include "conv_multiply.cuh"
+#include "conv_variant.h"
 
 namespace fastnn::cuda {
 namespace {
@@ -88,6 +89,7 @@ struct MmaPlan {
   bool adds_chunks;  // whether a block has more than one chunk
   // The runs of out along rows or columns, whichever is contiguous, are whole aligned vectors.
   bool out_vectors;
+  int way, ways;  // which of how many tiles and splits
 };
 
 struct MmaConv {
@@ -117,8 +119,9 @@ inline bool large_tile_is_faster(int64_t large_blocks, int64_t small_blocks, boo
   return ceil_div(large_blocks, kFullGrid) * (tensor_cores ? 3 : 2) <= small_waves;
 }
 
+// The tile, and whether k is split; `way` as of way_of().
 template <typename Large, typename Small>
-MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
+MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, int way) {
   MmaPlan plan{};
   const int64_t cols = p.cols.size();
   const int64_t classes = p.classes[0] * p.classes[1] * p.classes[2];
@@ -126,20 +129,28 @@ MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
     return ceil_div(p.rows, block_m) * ceil_div(cols, block_n) * p.groups * classes;
   };
   const int64_t large = blocks(Large::kM, Large::kN), small = blocks(Small::kM, Small::kN);
-  plan.large = p.rows > Small::kM && large_tile_is_faster(large, small, Large::kTensorCores);
+  const int64_t chunks = ceil_div(steps, kChunkSteps);
+  const bool has_large = p.rows > Small::kM;
+  // Classes are many blocks already, and their depths differ. Where there are many anyway, splitting costs memory
+  // and gains nothing.
+  const bool has_splits = classes == 1 && chunks > 1 && small > 0 && small <= 4 * kFullGrid * Small::kMinBlocks;
+  plan.ways = (has_large ? 2 : 1) * (has_splits ? 2 : 1);
+  const bool asked = way >= 0 && way < plan.ways;
+  plan.large = has_large && (asked ? way % 2 == 1 : large_tile_is_faster(large, small, Large::kTensorCores));
   const int block_m = plan.large ? Large::kM : Small::kM;
   const int block_n = plan.large ? Large::kN : Small::kN;
   plan.tiles_m = ceil_div(p.rows, block_m);
   plan.tiles_n = ceil_div(cols, block_n);
   plan.blocks = plan.large ? large : small;
-  // Classes are many blocks already, and their depths differ.
-  const int64_t chunks = ceil_div(steps, kChunkSteps);
   plan.splits = 1;
   plan.split_steps = std::max<int64_t>(steps, 1);
   const int64_t wave = kFullGrid * (plan.large ? Large::kMinBlocks : Small::kMinBlocks);
-  if (classes == 1 && chunks > 1 && plan.blocks > 0 && plan.blocks * 2 <= wave) {
+  const bool split = has_splits && (asked ? way >= (has_large ? 2 : 1) : plan.blocks * 2 <= wave);
+  plan.way = (plan.large ? 1 : 0) + (split ? (has_large ? 2 : 1) : 0);
+  if (split) {
     // Where the bits must not depend on how k is shared, a chunk is a block's whole part or none is.
-    const int64_t wanted = p.sums_batch ? std::min(chunks, wave / plan.blocks) : chunks;
+    const int64_t wanted =
+        p.sums_batch ? std::min(chunks, std::max<int64_t>(wave / plan.blocks, 2)) : chunks;
     const int64_t chunks_each = ceil_div(chunks, wanted);
     plan.split_steps = chunks_each * kChunkSteps;
     plan.splits = ceil_div(chunks, chunks_each);
@@ -149,9 +160,9 @@ MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps) {
   return plan;
 }
 
-inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, bool tensor_cores) {
-  MmaPlan plan = tensor_cores ? choose_mma_plan<LargeMmaTile, SmallMmaTile>(p, steps)
-                              : choose_mma_plan<LargeFmaTile, SmallFmaTile>(p, steps);
+inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, bool tensor_cores, int way) {
+  MmaPlan plan = tensor_cores ? choose_mma_plan<LargeMmaTile, SmallMmaTile>(p, steps, way)
+                              : choose_mma_plan<LargeFmaTile, SmallFmaTile>(p, steps, way);
   plan.tensor_cores = tensor_cores;
   return plan;
 }
@@ -174,7 +185,7 @@ inline bool out_is_vectors(const ConvGemm& p, const void* out, int64_t vec) {
 // The loader of forward and of the data gradient, whose filters have strides `w` of (row, lead, d, h, w).
 template <typename scalar_t>
 MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const void* b, const void* out,
-                  bool tensor_cores) {
+                  bool tensor_cores, int way) {
   constexpr int64_t kVec = kVecSize<scalar_t>;
   MmaConv c{};
   const bool one_class = p.classes[0] * p.classes[1] * p.classes[2] == 1;
@@ -219,7 +230,7 @@ MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const vo
   const int64_t taps = p.depth.spatial[0] * p.depth.spatial[1] * p.depth.spatial[2];
   const int64_t steps =
       flat ? ceil_div(leads * taps, kStepDepth<scalar_t>) : taps * ceil_div(leads, kStepDepth<scalar_t>);
-  c.plan = choose_mma_plan(p, steps, tensor_cores);
+  c.plan = choose_mma_plan(p, steps, tensor_cores, way);
   c.plan.out_vectors = out_is_vectors(p, out, kVec);
   c.problem = p;
   return c;
@@ -259,13 +270,15 @@ bool uses_tensor_cores(const Params& p) {
 template <typename scalar_t>
 MmaConv mma_conv(const ConvForwardParams& params) {
   return plan_taps<scalar_t>(forward_problem(params), filters_of(params.geometry, params.w_strides, true),
-                             params.w, params.x, params.y, uses_tensor_cores(params));
+                             params.w, params.x, params.y, uses_tensor_cores(params),
+                             way_of(params.variant, ConvKernels::kMma));
 }
 
 template <typename scalar_t>
 MmaConv mma_conv(const ConvGradInputParams& params) {
   return plan_taps<scalar_t>(grad_input_problem(params), filters_of(params.geometry, params.w_strides, false),
-                             params.w, params.grad_y, params.grad_x, uses_tensor_cores(params));
+                             params.w, params.grad_y, params.grad_x, uses_tensor_cores(params),
+                             way_of(params.variant, ConvKernels::kMma));
 }
 
 template <typename scalar_t>
@@ -283,7 +296,8 @@ MmaConv mma_conv(const ConvGradWeightParams& params) {
                    p.a_depth[2], p.a_depth[3], p.b_spatial[0], p.b_spatial[1], p.b_spatial[2]},
                   kVec);
   c.loader = vectors ? MmaLoader::kPositionVectors : MmaLoader::kPositionElements;
-  c.plan = choose_mma_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>), uses_tensor_cores(params));
+  c.plan = choose_mma_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>), uses_tensor_cores(params),
+                           way_of(params.variant, ConvKernels::kMma));
   c.plan.out_vectors = out_is_vectors(p, params.grad_w, kVec);
   c.problem = p;
   return c;

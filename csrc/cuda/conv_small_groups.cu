@@ -30,7 +30,8 @@ bool takes_small_groups(const ConvForwardParams& p) { return takes(p); }
 bool takes_small_groups(const ConvGradInputParams& p) { return takes(p); }
 
 Status launch_small_groups(const ConvForwardParams& p, Stream stream) {
-  const auto conv = depthwise_conv(p.geometry, p.x_strides, p.y_strides, p.w_strides, false);
+  auto conv = depthwise_conv(p.geometry, p.x_strides, p.y_strides, p.w_strides, false);
+  conv.activation = p.activation;
   return run(p.dtype, group_conv(p.geometry, conv, p.w_strides, false), {p.x, p.w, p.bias, p.y}, stream);
 }
 

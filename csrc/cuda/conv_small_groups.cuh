@@ -145,11 +145,11 @@ __global__ void __launch_bounds__(kChannelsThreads, 3)
       }
     }
     if (result_vectors) {
-      write_vec<kGroupResults>(out, result_aligned, sums[i]);
+      write_activated<kGroupResults>(out, result_aligned, c.activation, sums[i]);
     } else {
 #pragma unroll
       for (int k = 0; k < kGroupResults; ++k) {
-        if (k < count) out[k * c.result_strides[1]] = from_acc<scalar_t>(sums[i][k]);
+        if (k < count) out[k * c.result_strides[1]] = activated(c.activation, from_acc<scalar_t>(sums[i][k]));
       }
     }
   }

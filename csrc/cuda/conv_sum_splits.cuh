@@ -1,9 +1,10 @@
-// The sums that the splits of an implicit GEMM leave, added in order, and the bias. Bound by memory: a split's
+// The sums that the splits of an implicit GEMM leave, added in order, the bias and the activation. Bound by memory: a split's
 // sums are written once and read once here.
 #pragma once
 
 #include <cstdint>
 
+#include "conv_activation.cuh"
 #include "conv_gemm_problem.cuh"
 #include "conv_index.cuh"
 #include "dispatch.cuh"
@@ -22,7 +23,7 @@ FASTNN_HOST_DEVICE int64_t partial_offset(const ConvGemm& p, int64_t split, int6
   return product + (p.out_rows_first ? col * p.rows + row : row * cols + col);
 }
 
-// out = bias + partial[0] + partial[1] + ..., in that order. A thread owns one element of out.
+// out = act(bias + partial[0] + partial[1] + ...), in that order. A thread owns one element of out.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kSumSplitsThreads)
     conv_sum_splits_kernel(ConvGemm p, int64_t splits, const acc_type<scalar_t>* __restrict__ partial,
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kSumSplitsThreads)
   const auto col = digits_of<int64_t>(p.out_rows_first ? line : place, p.cols);
   if (bias != nullptr) sum += to_acc(bias[group * p.rows + row]);
   out[group * p.out_group + row * p.out_row + col.lead * p.out_col[0] + col.d * p.out_col[1] +
-      col.h * p.out_col[2] + col.w * p.out_col[3]] = from_acc<scalar_t>(sum);
+      col.h * p.out_col[2] + col.w * p.out_col[3]] = activated(p.activation, from_acc<scalar_t>(sum));
 }
 
 template <typename scalar_t>

@@ -73,6 +73,38 @@ int64_t workspace(const Params& p) {
   });
 }
 
+constexpr const char* tile_name(WgmmaTiles tiles) {
+  switch (tiles) {
+    case WgmmaTiles::kWide:
+      return "wide";
+    case WgmmaTiles::kTall:
+      return "tall";
+    case WgmmaTiles::kSquare:
+      return "square";
+    case WgmmaTiles::kFewRows:
+      return "few rows";
+    case WgmmaTiles::kTurns:
+      return "turns";
+  }
+  return "";
+}
+
+template <typename Params>
+ConvWay way(const Params& p) {
+  return with_plan(p, ConvWay{}, [](auto, const WgmmaConv& c) {
+    ConvWay result;
+    result.ways = c.ways;
+    result.way = c.way;
+    result.cycles = c.cycles;
+    // Chunks of taps are added in one order, however many blocks share them.
+    const bool runs = c.reduction == WgmmaReduction::kPositions;
+    result.order = runs ? int64_t{c.problem.split_steps} << 8 | static_cast<int64_t>(c.tiles) : 0;
+    std::snprintf(result.name, sizeof(result.name), "wgmma %s, %u %s", tile_name(c.tiles),
+                  runs ? c.problem.runs : c.problem.splits, runs ? "runs" : "splits");
+    return result;
+  });
+}
+
 template <typename Params>
 Status run(const Params& p, Stream stream) {
   const Status refused = Status::error("no convolution for Hopper's tensor cores", "conv_wgmma_kernel");
@@ -124,6 +156,10 @@ bool takes_wgmma(const ConvGradWeightParams& p) { return takes(p); }
 int64_t wgmma_workspace(const ConvForwardParams& p) { return workspace(p); }
 int64_t wgmma_workspace(const ConvGradInputParams& p) { return workspace(p); }
 int64_t wgmma_workspace(const ConvGradWeightParams& p) { return workspace(p); }
+
+ConvWay wgmma_way(const ConvForwardParams& p) { return way(p); }
+ConvWay wgmma_way(const ConvGradInputParams& p) { return way(p); }
+ConvWay wgmma_way(const ConvGradWeightParams& p) { return way(p); }
 
 Status launch_wgmma(const ConvForwardParams& p, Stream stream) { return run(p, stream); }
 Status launch_wgmma(const ConvGradInputParams& p, Stream stream) { return run(p, stream); }

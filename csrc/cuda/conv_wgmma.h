@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../ops/conv.h"
+#include "conv_variant.h"
 
 namespace fastnn::cuda {
 
@@ -13,6 +14,11 @@ bool takes_wgmma(const ConvGradWeightParams& p);
 int64_t wgmma_workspace(const ConvForwardParams& p);
 int64_t wgmma_workspace(const ConvGradInputParams& p);
 int64_t wgmma_workspace(const ConvGradWeightParams& p);
+
+// What p.variant stands for, of a convolution that is one.
+ConvWay wgmma_way(const ConvForwardParams& p);
+ConvWay wgmma_way(const ConvGradInputParams& p);
+ConvWay wgmma_way(const ConvGradWeightParams& p);
 
 Status launch_wgmma(const ConvForwardParams& p, Stream stream);
 Status launch_wgmma(const ConvGradInputParams& p, Stream stream);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cluster.cuh"
+#include "conv_activation.cuh"
 #include "conv_wgmma_tiles.cuh"
 #include "dispatch.cuh"
 #include "mma.cuh"
@@ -137,8 +138,9 @@ __device__ __forceinline__ void write_wgmma_out(const WgmmaProblem& p, const Wgm
     for (int e = t.thread; e < kCols * kInCol; e += kWarpgroupThreads) {
       const int col = e / kInCol, chunk = e % kInCol;
       if (col0 + first + col >= c.cols || row0 + chunk * kVec >= p.rows) continue;
-      const auto* const from = reinterpret_cast<const OutChunk*>(part + out_part_offset<scalar_t>(col, chunk));
-      *reinterpret_cast<OutChunk*>(out + col_offsets[first + col] + chunk * kVec) = *from;
+      const auto z = load_vec<kVec>(
+          reinterpret_cast<const scalar_t*>(part + out_part_offset<scalar_t>(col, chunk)), true);
+      store_vec(out + col_offsets[first + col] + chunk * kVec, activated(p.activation, z), true);
     }
   }
 }

@@ -14,6 +14,7 @@
 #include "conv_gemm_problem.cuh"
 #include "conv_index.cuh"
 #include "conv_mma_plan.cuh"
+#include "conv_variant.h"
 #include "conv_wgmma_tiles.cuh"
 #include "vec.cuh"
 
@@ -27,6 +28,8 @@ struct WgmmaConv {
   WgmmaReduction reduction;
   FilterPack pack;
   bool packs;
+  int way, ways;  // which of how many tiles and splits
+  double cycles;  // that it should take
 };
 
 // Below this most of a step is zeros, and mma.sync with its shorter steps does as well.
@@ -116,11 +119,33 @@ struct WgmmaChoice {
   int64_t parts;  // kTaps: splits of a tile; kPositions: runs
   int64_t steps;  // of each
   double cycles = std::numeric_limits<double>::infinity();
+  int way = 0, ways = 0;
+};
+
+// The fastest of those that consider() is called with, or number `way` of them, if there are so many.
+class WgmmaChooser {
+ public:
+  explicit WgmmaChooser(int way) : asked_(way) {}
+
+  void consider(WgmmaChoice choice) {
+    choice.way = count_++;
+    if (choice.way == asked_ || (best_.way != asked_ && choice.cycles < best_.cycles)) best_ = choice;
+  }
+  WgmmaChoice chosen() const {
+    WgmmaChoice choice = best_;
+    choice.ways = count_;
+    return choice;
+  }
+
+ private:
+  const int asked_;
+  int count_ = 0;
+  WgmmaChoice best_{.tiles = {}, .parts = 1, .steps = 0, .way = -1};
 };
 
 // Either one block has all chunks or each has one: the bits do not depend on which.
-inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem) {
-  WgmmaChoice choice{};
+inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem, int way) {
+  WgmmaChooser chooser(way);
   const int64_t clusters = std::max(device_limits().multiprocessors / kWgmmaCluster, 1);
   const int64_t deepest = problem.classes[0].steps;
   const auto consider = [&]<typename Tile>(TypeTag<Tile>, WgmmaTiles kind, int64_t steps) {
@@ -144,11 +169,12 @@ inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem) {
     double cycles = problem.class_count > 1 ? std::max(work / static_cast<double>(clusters), longest) + finish
                                             : static_cast<double>(ceil_div(pairs, clusters)) * longest;
     if (parts > 1) cycles += wgmma_sum_cycles<Tile>(static_cast<double>(pairs), clusters);
-    if (cycles < choice.cycles) choice = {kind, parts, steps, cycles};
+    chooser.consider({kind, parts, steps, cycles});
   };
   // Classes are many tiles already, and their depths differ.
   const int64_t chunk = std::min<int64_t>(deepest, kWgmmaChunkSteps);
-  for (const int64_t steps : {deepest, problem.class_count == 1 ? chunk : deepest}) {
+  for (const int64_t steps : {deepest, chunk}) {
+    if (steps == chunk && chunk != deepest && problem.class_count > 1) break;
     if (p.rows <= FewRowsWgmmaTile::kM) {
       consider(TypeTag<FewRowsWgmmaTile>{}, WgmmaTiles::kFewRows, steps);
       continue;
@@ -157,14 +183,14 @@ inline WgmmaChoice choose_taps(const ConvGemm& p, const WgmmaProblem& problem) {
     consider(TypeTag<TallWgmmaTile>{}, WgmmaTiles::kTall, steps);
     consider(TypeTag<SquareWgmmaTile>{}, WgmmaTiles::kSquare, steps);
   }
-  return choice;
+  return chooser.chosen();
 }
 
 // The steps of all tiles, one tile after the other, are cut in runs of equal length: one for each cluster of a
 // full grid, or fewer where partial sums would cost more than the steps. A constant grid: runs decide the order
 // of sums.
-inline WgmmaChoice choose_positions(const ConvGemm& p, int64_t cols, int64_t steps) {
-  WgmmaChoice choice{};
+inline WgmmaChoice choose_positions(const ConvGemm& p, int64_t cols, int64_t steps, int way) {
+  WgmmaChooser chooser(way);
   const auto consider = [&]<typename Tile>(TypeTag<Tile>, WgmmaTiles kind) {
     constexpr int64_t kClusters = kFullGrid / kWgmmaCluster;
     const int64_t pairs = pairs_m<Tile>(p.rows) * pairs_n<Tile>(p.rows, cols) * p.groups, all = pairs * steps;
@@ -175,7 +201,7 @@ inline WgmmaChoice choose_positions(const ConvGemm& p, int64_t cols, int64_t ste
       const double cycles = static_cast<double>(each) * Tile::step_cycles(pairs_share_b<Tile>(p.rows), 1) +
                             std::max(ends, 1.0) * kFinishPartialCycles<Tile> +
                             wgmma_sum_cycles<Tile>(static_cast<double>(std::max(runs, pairs)), kClusters);
-      if (cycles < choice.cycles) choice = {kind, runs, each, cycles};
+      chooser.consider({kind, runs, each, cycles});
     }
   };
   if (p.rows <= TurnsWgmmaTile::kM) {
@@ -184,7 +210,7 @@ inline WgmmaChoice choose_positions(const ConvGemm& p, int64_t cols, int64_t ste
     consider(TypeTag<TallWgmmaTile>{}, WgmmaTiles::kTall);
     consider(TypeTag<SquareWgmmaTile>{}, WgmmaTiles::kSquare);
   }
-  return choice;
+  return chooser.chosen();
 }
 
 // Calls f(TypeTag<Tile>{}). Which tiles there are depends on the direction, so that no kernel is compiled in
@@ -206,6 +232,9 @@ template <WgmmaReduction kReduction, typename ColsOf>
 bool enter_choice(WgmmaConv& c, const WgmmaChoice& choice, ColsOf&& cols_of) {
   WgmmaProblem& p = c.problem;
   c.tiles = choice.tiles;
+  c.way = choice.way;
+  c.ways = choice.ways;
+  c.cycles = choice.cycles;
   p.splits = kReduction == WgmmaReduction::kPositions ? 1 : static_cast<uint32_t>(choice.parts);
   p.runs = static_cast<uint32_t>(choice.parts);
   p.split_steps = static_cast<int32_t>(choice.steps);
@@ -294,7 +323,7 @@ inline WgmmaClass class_of(const ConvGemm& p, const FilterPack& filters, const W
 // False where mma.sync has to do. `w` has the strides that `filters` says; `b` those of p.
 template <typename scalar_t>
 bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters, bool may_lie_across,
-                     const void* w, const void* b, const void* out) {
+                     const void* w, const void* b, const void* out, int way) {
   constexpr int64_t kVec = kVecSize<scalar_t>;
   const int64_t leads = p.depth.lead, classes = p.classes[0] * p.classes[1] * p.classes[2];
   if (!fits_wgmma(p) || classes > kMaxWgmmaClasses || leads < kMinWgmmaLeads) return false;
@@ -336,6 +365,7 @@ bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters,
   q.has_depth = p.limit[0] != 1 || s[0] != 1 || p.classes[0] != 1 || filters.taps[0] != 1 || p.origin[0] != 0;
   q.out_group = p.out_group;
   std::copy_n(p.out_col, 4, q.out_col);
+  q.activation = p.activation;
   int64_t taps_within = 1;
   for (int d = kSpatialDims - 1; d >= 0; --d) {
     q.col_step[d] = static_cast<int32_t>(p.col_step[d]);
@@ -370,19 +400,19 @@ bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters,
   c.pack = filters;
   c.pack.flat = false;
   c.pack.pitch = leads;
-  return enter_choice<WgmmaReduction::kTaps>(c, choose_taps(p, q), [](const WgmmaClass& k) { return k.cols; });
+  return enter_choice<WgmmaReduction::kTaps>(c, choose_taps(p, q, way), [](const WgmmaClass& k) { return k.cols; });
 }
 
 template <typename scalar_t>
 bool plan_wgmma(WgmmaConv& c, const ConvForwardParams& p) {
   return plan_wgmma_taps<scalar_t>(c, forward_problem(p), filters_of(p.geometry, p.w_strides, true), false, p.w,
-                                   p.x, p.y);
+                                   p.x, p.y, way_of(p.variant, ConvKernels::kWgmma));
 }
 
 template <typename scalar_t>
 bool plan_wgmma(WgmmaConv& c, const ConvGradInputParams& p) {
   return plan_wgmma_taps<scalar_t>(c, grad_input_problem(p), filters_of(p.geometry, p.w_strides, false), true,
-                                   p.w, p.grad_y, p.grad_x);
+                                   p.w, p.grad_y, p.grad_x, way_of(p.variant, ConvKernels::kWgmma));
 }
 
 // ---- weight gradient ------------------------------------------------------------------------------------
@@ -426,7 +456,8 @@ bool plan_wgmma(WgmmaConv& c, const ConvGradWeightParams& params) {
   k.steps = static_cast<int32_t>(ceil_div(p.depth.size(), kWgmmaStepDepth<scalar_t>));
   if (!fits_im2col(q, k, p.limit)) return false;
   const int64_t padded = taps * q.steps_of_tap * kWgmmaStepDepth<scalar_t>;
-  return enter_choice<WgmmaReduction::kPositions>(c, choose_positions(p, padded, k.steps),
+  return enter_choice<WgmmaReduction::kPositions>(
+      c, choose_positions(p, padded, k.steps, way_of(params.variant, ConvKernels::kWgmma)),
                                                   [&](const WgmmaClass&) { return padded; });
 }
 

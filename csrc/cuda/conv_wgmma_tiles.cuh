@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../ops/conv.h"
 #include "conv_index.cuh"
 #include "platform.cuh"
 
@@ -145,6 +146,7 @@ struct WgmmaProblem {
   int32_t col_step[kSpatialDims];  // of B's coordinate from one position to the next
   int32_t offset_step[kSpatialDims], filter_tap_step[kSpatialDims];  // from one tap to the next
   int64_t out_group, out_col[4];  // out[group][row][n, d, h, w], row stride 1
+  ConvActivation activation;      // of out
 
   FASTNN_HOST_DEVICE int32_t boxes() const { return 1 << box_shift; }
   FASTNN_HOST_DEVICE int32_t box_bytes() const { return kWgmmaStepBytes >> box_shift; }

@@ -19,6 +19,7 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "dtype.h"
 #include "status.h"
 #include "stream.h"
@@ -28,12 +29,6 @@ namespace fastnn {
 struct BatchNormShape {
   Layout layout;    // kChannelsFirst: [N, C, S]; kChannelsLast: [N, S, C]; both dense
   int64_t N, C, S;  // S: product of the spatial sizes, 1 for 2-D input
-};
-
-enum class Activation : int {
-  kNone,
-  kRectify,  // alpha 0: ReLU, also of -inf; 1: the identity; else leaky ReLU
-  kElu,
 };
 
 // What follows the normalisation.

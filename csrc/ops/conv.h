@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "activation.h"
 #include "dtype.h"
 #include "status.h"
 #include "stream.h"
@@ -38,6 +39,15 @@ struct ConvGeometry {
 // 0 in expanded inputs, never 0 in outputs.
 using ConvStrides = int64_t[2 + kSpatialDims];
 
+// What becomes of an element of y before it is stored: act(z) of the z that would have been stored without it,
+// to the bit.
+struct ConvActivation {
+  Activation kind = Activation::kNone;
+  double alpha = 0;
+};
+
+// `variant` of the three: 0, or the number of one of the ways that conv_variants() lists. Of another number, and
+// where that way does not do, 0 is taken.
 struct ConvForwardParams {
   DType dtype;  // of every tensor here
   ConvGeometry geometry;
@@ -48,7 +58,9 @@ struct ConvForwardParams {
   const void* bias;  // [K], contiguous; null for none
   void* y;
   ConvStrides y_strides;
+  ConvActivation activation;
   bool allow_tf32;  // of float32: whether operands may be rounded to 11 bits (a GPU's tensor cores)
+  int32_t variant = 0;
   void* workspace;  // conv_forward_workspace() bytes, aligned to 64
 };
 
@@ -62,6 +74,7 @@ struct ConvGradInputParams {
   void* grad_x;  // written whole: positions that no window covers get 0
   ConvStrides grad_x_strides;
   bool allow_tf32;
+  int32_t variant = 0;
   void* workspace;  // conv_grad_input_workspace() bytes, aligned to 64
 };
 
@@ -75,6 +88,7 @@ struct ConvGradWeightParams {
   void* grad_w;  // written whole, with 0 when N or the output is empty
   ConvStrides grad_w_strides;
   bool allow_tf32;
+  int32_t variant = 0;
   void* workspace;  // conv_grad_weight_workspace() bytes, aligned to 64
 };
 
@@ -86,6 +100,25 @@ struct ConvGradBiasParams {
   const void* grad_y;
   ConvStrides grad_y_strides;
   void* grad_bias;  // [K]
+};
+
+// One of the ways in which a backend can compute a convolution.
+struct ConvVariant {
+  int32_t number;
+  bool same_bits;  // as variant 0
+  char name[40];
+};
+
+inline constexpr int kMaxConvVariants = 32;
+
+// What there is to choose from by measuring, variant 0's way first; none where there is no choice. One of the
+// three pointers is set.
+struct ConvVariantsParams {
+  const ConvForwardParams* forward = nullptr;
+  const ConvGradInputParams* grad_input = nullptr;
+  const ConvGradWeightParams* grad_weight = nullptr;
+  ConvVariant* variants;  // kMaxConvVariants
+  int* count;
 };
 
 // Size of one spatial dimension of y; may be <= 0 when the filter does not fit.
@@ -102,5 +135,6 @@ FASTNN_DECLARE_WORKSPACE(conv_grad_input, ConvGradInputParams)
 FASTNN_DECLARE_OP(conv_grad_weight, ConvGradWeightParams)
 FASTNN_DECLARE_WORKSPACE(conv_grad_weight, ConvGradWeightParams)
 FASTNN_DECLARE_OP(conv_grad_bias, ConvGradBiasParams)
+FASTNN_DECLARE_OP(conv_variants, ConvVariantsParams)
 
 }  // namespace fastnn
