@@ -4,7 +4,8 @@ A chain is ``activation(batch_norm(convolution(x)) + residual)``, of which every
 missing. :mod:`fastnn.fuse` finds chains; here each call decides how to compute one, by what the layers are then:
 
 - layers that are no longer what they were (hooks, another class, another shape) are called one by one;
-- in evaluation the batch norm becomes part of the convolution (:func:`_folded`);
+- in evaluation the batch norm becomes part of the convolution (:func:`_folded`), and so does the activation where
+  the convolution is fastnn's;
 - else the batch norm and what follows it are one op. While :func:`recomputing`, what it returns is not kept for
   backward, but made again there from the op's input, which backward needs in any case (:class:`_Made`).
 """
@@ -27,6 +28,7 @@ from torch.nn.utils import parametrize
 
 from fastnn import functional, nn
 from fastnn.nn.batchnorm import normalise
+from fastnn.nn.conv import convolve
 
 Activation = tuple[str, float]
 
@@ -134,6 +136,10 @@ def run_chain(
     if convolution is not None:
         folded = _folded(convolution, batch_norm) if known and not hooked else None
         if folded is not None:
+            if applied is not None and applied[1] >= 0 and type(convolution)._conv_forward is nn.Conv2d._conv_forward:
+                output = convolve(convolution, input, *folded, *applied)
+                batch_norm._check_input_dim(output)
+                return output
             output = convolution._conv_forward(input, *folded)
             batch_norm._check_input_dim(output)
             if applied is None:

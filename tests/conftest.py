@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 # Threads that wait for work must not spin: the emulator and other workers need the cores. Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# What tests measure is not kept.
+os.environ["FASTNN_CACHE_DIR"] = ""
 
 # scikit-learn brings an OpenMP runtime of its own, which asks for static thread-local storage: little of that is left
 # once a process has loaded all that the other tests load.

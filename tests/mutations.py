@@ -68,7 +68,7 @@ POOL, NORM, CELL, CONV = "test_max_pool2d.py", "test_batch_norm.py", "test_lstm_
 GEMM = "csrc/cuda/conv_implicit_gemm.cuh"
 VALUES = "emulated and test_values_and_gradients and float32"
 HOPPER = "emulated and test_hopper and bfloat16 and not three and not sample"
-# The matrix product of single elements, which float64 takes; and those of csrc/cuda/conv_mma.cuh.
+# The matrix product of single elements, which float64 takes; and those of csrc/cuda/conv_product.cuh.
 GEMM_VALUES = "emulated and test_values_and_gradients and float64"
 PRODUCTS = "emulated and test_products and not large"
 
@@ -266,7 +266,7 @@ MUTATIONS = (
     Mutation(
         "product_wait",
         "a stage is multiplied while its copies are under way",
-        "csrc/cuda/conv_mma.cuh",
+        "csrc/cuda/conv_product.cuh",
         "cp_async_wait_group<Tile::kStages - 2>();",
         "cp_async_wait_group<Tile::kStages - 1>();",
         EMULATOR,
@@ -276,7 +276,7 @@ MUTATIONS = (
     Mutation(
         "product_barrier",
         "a stage is multiplied before the other threads' copies are known to have landed",
-        "csrc/cuda/conv_mma.cuh",
+        "csrc/cuda/conv_product.cuh",
         "cp_async_wait_group<Tile::kStages - 2>(); __syncthreads();",
         "cp_async_wait_group<Tile::kStages - 2>();",
         EMULATOR,
@@ -286,7 +286,7 @@ MUTATIONS = (
     Mutation(
         "product_tap_order",
         "the taps of a column are walked one row too far",
-        "csrc/cuda/conv_mma_loaders.cuh",
+        "csrc/cuda/conv_product_loaders.cuh",
         "if (++tap_[1] == view.depth.spatial[1]) {",
         "if (++tap_[1] > view.depth.spatial[1]) {",
         EMULATOR,
@@ -296,7 +296,7 @@ MUTATIONS = (
     Mutation(
         "product_last_lead",
         "copies of planes read the lead after the last",
-        "csrc/cuda/conv_mma_loaders.cuh",
+        "csrc/cuda/conv_product_loaders.cuh",
         "loads[j] = inside[j] && lead < p.depth.lead;",
         "loads[j] = inside[j] && lead <= p.depth.lead;",
         EMULATOR,
@@ -594,6 +594,46 @@ MUTATIONS = (
         EMULATOR,
         CONV,
         HOPPER,
+    ),
+    Mutation(
+        "activation_of_splits",
+        "sums that blocks share are stored as they are",
+        "csrc/cuda/conv_sum_splits.cuh",
+        "activated(p.activation, from_acc<scalar_t>(sum))",
+        "from_acc<scalar_t>(sum)",
+        EMULATOR,
+        "test_conv2d_relu.py",
+        "emulated and test_the_activation_of_the_same_bits and product",
+    ),
+    Mutation(
+        "cpu_activation_of_tiles",
+        "the last row of a tile is not activated",
+        "csrc/cpu/conv_activation.h",
+        "for (int64_t i = i0; i < i1; ++i, row.advance(1)) {",
+        "for (int64_t i = i0; i < i1 - 1; ++i, row.advance(1)) {",
+        EXTENSION,
+        "test_conv2d_relu.py",
+        "cpu and test_the_activation_of_the_same_bits and float32",
+    ),
+    Mutation(
+        "variants_of_any_order",
+        "ways that add in another order are said to have the same bits",
+        "csrc/cuda/conv.cu",
+        "kernels == own && way.order == first.order",
+        "kernels == own",
+        EMULATOR,
+        "test_conv_choice.py",
+        "test_every_way_is_right and grad_weight",
+    ),
+    Mutation(
+        "grad_bias_last_split",
+        "the bias gradient without the last of the blocks that share a channel",
+        "csrc/cuda/reduce.cuh",
+        "for (int64_t s = threadIdx.y; s < splits; s += kCombineY) total = combine",
+        "for (int64_t s = threadIdx.y; s < splits - 1; s += kCombineY) total = combine",
+        EMULATOR,
+        CONV,
+        "emulated and test_values_and_gradients and many_images",
     ),
 )
 

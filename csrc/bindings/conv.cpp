@@ -124,8 +124,10 @@ Sizes output_size(const ConvGeometry& g, int64_t rank) {
 
 ConvActivation conv_activation(const char* op, StringView name, double alpha) {
   const NamedActivation named = activation_of(op, name, alpha);
-  TORCH_CHECK_VALUE(named.alpha >= 0, op, ": alpha must be at least 0, from whose output backward tells what "
-                    "was positive, but got alpha=", alpha);
+  TORCH_CHECK_VALUE(named.alpha >= 0, op,
+                    ": alpha must be at least 0, from whose output backward tells what "
+                    "was positive, but got alpha=",
+                    alpha);
   return {named.identity() ? Activation::kNone : named.kind, named.alpha};
 }
 
@@ -230,16 +232,15 @@ at::Tensor convolution_grad_bias(const at::Tensor& grad_output) {
   p.grad_y = call.data(grad_output);
   fill_strides(grad_output, p.grad_y_strides);
   p.grad_bias = call.output(grad_bias);
-  call(&Backend::conv_grad_bias, p);
+  call(&Backend::conv_grad_bias, &Backend::conv_grad_bias_workspace, p);
   return grad_bias;
 }
 
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
 const auto& convolution_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::convolution", "")
-                             .typed<decltype(convolution)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::convolution", "").typed<decltype(convolution)>();
   return op;
 }
 
@@ -279,7 +280,8 @@ struct Form {
 constexpr StringView kIdentity = "identity";
 
 // gradient * act'(z), of y = act(z). The formulas are torch's own, which are differentiable.
-at::Tensor times_derivative(const at::Tensor& gradient, const at::Tensor& y, StringView activation, double alpha) {
+at::Tensor times_derivative(const at::Tensor& gradient, const at::Tensor& y, StringView activation,
+                            double alpha) {
   if (activation == "relu") return at::threshold_backward(gradient, y, 0);
   if (activation == "leaky_relu") return at::leaky_relu_backward(gradient, y, alpha, /*self_is_result=*/true);
   if (activation == "elu") return at::elu_backward(gradient, alpha, 1, 1, /*is_result=*/true, y);
@@ -479,6 +481,7 @@ at::Tensor convolve(const char* op, int64_t rank, const at::Tensor& input, const
               weight.sym_sizes());
   TORCH_CHECK(input.dim() == rank + 1 || input.dim() == rank + 2, op, ": Expected ", rank + 1,
               "D (unbatched) or ", rank + 2, "D (batched) input, but got input of size: ", input.sym_sizes());
+  conv_activation(op, activation, alpha);  // of the function that was called, and of tensors without data
   const Sizes strides = expand_list(op, "stride", stride, rank);
   const Sizes dilations = expand_list(op, "dilation", dilation, rank);
   const Sizes padding = resolve_padding(strides, dilations);
@@ -493,10 +496,11 @@ at::Tensor convolve(const char* op, int64_t rank, const at::Tensor& input, const
 at::Tensor conv2d(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                   StringView activation, double alpha) {
-  return convolve("conv2d", 2, input, weight, bias, stride, dilation, groups, activation, alpha, [&](const Sizes&, const Sizes&) {
-    const Sizes each = expand_list("conv2d", "padding", padding, 2);
-    return Sizes{each[0], each[0], each[1], each[1]};
-  });
+  return convolve("conv2d", 2, input, weight, bias, stride, dilation, groups, activation, alpha,
+                  [&](const Sizes&, const Sizes&) {
+                    const Sizes each = expand_list("conv2d", "padding", padding, 2);
+                    return Sizes{each[0], each[0], each[1], each[1]};
+                  });
 }
 
 at::Tensor conv2d_padding(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
@@ -547,8 +551,7 @@ at::Tensor conv2d_autocast(const at::Tensor& input, const at::Tensor& weight, co
 
 at::Tensor conv2d_padding_autocast(const at::Tensor& input, const at::Tensor& weight,
                                    const OptionalTensor& bias, IntArrayRef stride, StringView padding,
-                                   IntArrayRef dilation, int64_t groups, StringView activation,
-                                   double alpha) {
+                                   IntArrayRef dilation, int64_t groups, StringView activation, double alpha) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastnn::conv2d", "padding")
                              .typed<decltype(conv2d_padding)>();
@@ -629,8 +632,7 @@ void export_conv(pybind11::module_& m) {
       },
       py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("stride") = IntList{1},
       py::arg("padding") = IntList{0}, py::arg("dilation") = IntList{1}, py::arg("groups") = 1,
-      py::arg("activation") = kIdentity, py::arg("alpha") = 0.0,
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("activation") = kIdentity, py::arg("alpha") = 0.0, py::call_guard<py::gil_scoped_release>());
 
   m.def("set_conv_choices_directory", &set_conv_choices_directory, py::arg("path"),
         "Where the ways that torch.backends.cudnn.benchmark finds fastest are kept; empty: nowhere.");

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -23,11 +24,12 @@ namespace fastnn::bindings {
 
 namespace {
 
-// ---- what is known -------------------------------------------------------------------------------------------
+// ---- what is known
+// -------------------------------------------------------------------------------------------
 
-// What was found for one device. Its file has a line for each convolution: key, name of the way and
-// microseconds, apart by tabs. Lines are only ever added, so that processes may share it; of several for a key
-// the last one holds, and one that cannot be read is passed over.
+// What was found for one device. Its file has a line for each way of each convolution: key, name of the way and
+// microseconds, apart by tabs; of one key the last is the fastest. Lines are only ever added, so that processes
+// may share it, and one that cannot be read is passed over.
 struct DeviceChoices {
   std::unordered_map<std::string, int32_t> numbers;    // of this process, by key
   std::unordered_map<std::string, std::string> names;  // of the file
@@ -74,12 +76,23 @@ DeviceChoices& choices_of(const BackendCall& call) {
   return choices;
 }
 
-void write_choice(const DeviceChoices& choices, const std::string& key, const char* name, double microseconds) {
+struct Timed {
+  ConvVariant variant;
+  double microseconds = std::numeric_limits<double>::infinity();
+};
+
+// The fastest last.
+void write_times(const DeviceChoices& choices, const std::string& key, const std::vector<Timed>& ways) {
   if (choices.path.empty()) return;
+  std::string lines;
+  for (const Timed& way : ways) {
+    if (std::isinf(way.microseconds)) continue;
+    lines += key + '\t' + way.variant.name + '\t' + std::to_string(way.microseconds) + '\n';
+  }
   std::error_code ignored;  // a directory that cannot be made is a file that cannot be written
   std::filesystem::create_directories(directory, ignored);
   std::ofstream file(choices.path, std::ios::app);
-  file << key + "\t" + name + "\t" + std::to_string(microseconds) + "\n" << std::flush;
+  file << lines << std::flush;
   if (!file) {
     TORCH_WARN_ONCE("fastnn: cannot write ", choices.path,
                     "; the next process will measure convolutions again. Set FASTNN_CACHE_DIR to a directory "
@@ -87,7 +100,8 @@ void write_choice(const DeviceChoices& choices, const std::string& key, const ch
   }
 }
 
-// ---- keys ----------------------------------------------------------------------------------------------------
+// ---- keys
+// ----------------------------------------------------------------------------------------------------
 
 class Key {
  public:
@@ -146,7 +160,8 @@ std::string key_of(const ConvGradWeightParams& p) {
   return key.text_;
 }
 
-// ---- measuring -----------------------------------------------------------------------------------------------
+// ---- measuring
+// -----------------------------------------------------------------------------------------------
 
 bool is_captured(const BackendCall& call) {
 #if defined(FASTNN_WITH_CUDA)
@@ -198,25 +213,22 @@ constexpr Entries<ConvGradWeightParams> entries(const ConvGradWeightParams&) {
 // disturbs a time lengthens it.
 constexpr int kRounds = 3;
 
-// The fastest of the variants, and its time.
+// Times the ways and puts the slowest first, the fastest last.
 template <typename Params>
-const ConvVariant& measured(BackendCall& call, Params& p, const std::vector<ConvVariant>& variants,
-                            double& microseconds_of_it) {
-  std::vector<double> least(variants.size(), std::numeric_limits<double>::infinity());
+void measure(BackendCall& call, Params& p, std::vector<Timed>& ways) {
   for (int round = 0; round <= kRounds; ++round) {
-    for (size_t v = 0; v < variants.size(); ++v) {
-      p.variant = variants[v].number;
+    for (Timed& way : ways) {
+      p.variant = way.variant.number;
       try {
         const double time = microseconds(call, [&] { call(entries(p).run, entries(p).workspace, p); });
-        if (round > 0) least[v] = std::min(least[v], time);
+        if (round > 0) way.microseconds = std::min(way.microseconds, time);
       } catch (const c10::OutOfMemoryError&) {
-        if (v == 0) throw;  // what would be done without measuring
+        if (p.variant == 0) throw;  // what would be done without measuring
       }
     }
   }
-  const auto best = std::min_element(least.begin(), least.end());
-  microseconds_of_it = *best;
-  return variants[best - least.begin()];
+  std::stable_sort(ways.begin(), ways.end(),
+                   [](const Timed& a, const Timed& b) { return a.microseconds > b.microseconds; });
 }
 
 template <typename Params>
@@ -245,10 +257,11 @@ int32_t choose(BackendCall& call, Params& p) {
     if (kept != variants.end()) return choices.numbers[key] = kept->number;
   }
   if (is_captured(call)) return 0;
-  double time;
-  const ConvVariant& best = measured(call, p, variants, time);
-  write_choice(choices, key, best.name, time);
-  return choices.numbers[key] = best.number;
+  std::vector<Timed> ways;
+  for (const ConvVariant& variant : variants) ways.push_back({variant});
+  measure(call, p, ways);
+  write_times(choices, key, ways);
+  return choices.numbers[key] = ways.back().variant.number;
 }
 
 }  // namespace

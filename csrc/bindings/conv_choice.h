@@ -1,4 +1,5 @@
-// Which of a backend's ways computes a convolution, by measuring where torch.backends.cudnn.benchmark asks for it.
+// Which of a backend's ways computes a convolution, by measuring where torch.backends.cudnn.benchmark asks for
+// it.
 #pragma once
 
 #include <string>

@@ -266,6 +266,8 @@ Status conv_grad_bias(const ConvGradBiasParams& params, Stream) {
   });
 }
 
+int64_t conv_grad_bias_workspace(const ConvGradBiasParams&) { return 0; }
+
 // The choice among the kernels here is by shape alone.
 Status conv_variants(const ConvVariantsParams& params, Stream) {
   *params.count = 0;

@@ -1,5 +1,5 @@
-// A convolution's activation, of results that a task has just written and caches still hold: a load, two or three
-// instructions and a store for each vector of them, beside hundreds of multiply-adds.
+// A convolution's activation, of results that a task has just written and caches still hold: a load, two or
+// three instructions and a store for each vector of them, beside hundreds of multiply-adds.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,7 @@ class ConvActivator {
   using acc_t = acc_type<scalar_t>;
 
   ConvActivator() = default;
-  explicit ConvActivator(const ConvActivation& a)
-      : kind_(a.kind), alpha_(static_cast<acc_t>(a.alpha)) {}
+  explicit ConvActivator(const ConvActivation& a) : kind_(a.kind), alpha_(static_cast<acc_t>(a.alpha)) {}
 
   explicit operator bool() const { return kind_ != Activation::kNone; }
 

@@ -331,8 +331,8 @@ void rows_gather(const DepthwiseGather<scalar_t>& conv) {
                          out_strides[0] == conv.C * out_strides[1];
   const bool dense_in = in_strides[3] == w.extent && in_strides[1] == h.extent * w.extent;
   const bool paired = !even_odd && h.step == 1 && w.size <= kPairedColumns && dense_in && dense_out;
-  const bool stream =
-      !conv.activate && streams_lines(conv.out, conv.N * conv.C * h.size * w.size) && dense_out && w.size % 16 == 0;
+  const bool stream = !conv.activate && streams_lines(conv.out, conv.N * conv.C * h.size * w.size) &&
+                      dense_out && w.size % 16 == 0;
   const int64_t all_rows = ceil_div(h.size, h.residues);
   const int64_t strips = paired ? 1 : std::max<int64_t>(1, std::min(all_rows, h.size * w.size / kRowStripSize));
   const int64_t strip_rows = ceil_div(all_rows, strips);
@@ -370,7 +370,8 @@ void rows_gather(const DepthwiseGather<scalar_t>& conv) {
       task.bias = conv.bias == nullptr ? 0.0f : static_cast<float>(conv.bias[c]);
       const auto activate = [&] {
         if (conv.activate)
-          conv.activate.run(task.out + task.begin * out_strides[3], task.end - task.begin, out_strides[3], w.size, 1);
+          conv.activate.run(task.out + task.begin * out_strides[3], task.end - task.begin, out_strides[3],
+                            w.size, 1);
       };
       if (paired) {
         three_rows_paired(conv, task, store);

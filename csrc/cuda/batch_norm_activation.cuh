@@ -1,5 +1,5 @@
-// The derivative of what follows a normalisation in the same pass, and the mask between the two (ops/batch_norm.h
-// has the formulas).
+// The derivative of what follows a normalisation in the same pass, and the mask between the two
+// (ops/batch_norm.h has the formulas).
 //
 // The mask is a bit for each element in the order of memory, eight to a byte. A vector of a half type is a
 // byte, which its thread stores; two of float32 and four of float64 are one, which their threads, neighbours in

@@ -19,6 +19,8 @@
 // is gained; those are tensors of more than a thousand channels.)
 #pragma once
 
+#include <type_traits>
+
 #include "channels.cuh"
 
 namespace fastnn::cuda {
@@ -99,6 +101,7 @@ template <int kVec, typename Op>
 __device__ __forceinline__ void stage_channels(const Op& op, int64_t C,
                                                StagedNumbers<typename Op::acc_t>* memory,
                                                typename Op::Channel (&channel)[kVec]) {
+  if constexpr (std::is_empty_v<typename Op::Channel>) return;
   using Staged = SharedChannels<typename Op::Channel, typename Op::acc_t, kVec>;
   const Staged staged{reinterpret_cast<typename Op::acc_t*>(memory), static_cast<int>(blockDim.x)};
   const int width = staged.columns * kVec, column = static_cast<int>(threadIdx.x);

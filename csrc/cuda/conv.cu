@@ -1,11 +1,11 @@
 // Convolution on CUDA: the choice of kernel for each direction.
 //
 // The first of these that takes it:
-//   conv_small_groups.h        groups of few channels; not the weight gradient
-//   conv_wgmma.h, conv_mma.h   products large enough for pipelined tiles
-//   conv_depthwise.h           C == groups, few filters a channel
-//   conv_implicit_gemm.cuh     everything else: float64, few rows, coordinates beyond 32 bits
-// The bias gradient is conv_channel_sum.cuh's, a block a tile of channels.
+//   conv_small_groups.h            groups of few channels; not the weight gradient
+//   conv_wgmma.h, conv_product.h   products large enough for pipelined tiles
+//   conv_depthwise.h               C == groups, few filters a channel
+//   conv_implicit_gemm.cuh         everything else: float64, few rows, coordinates beyond 32 bits
+// The bias gradient is conv_grad_bias.cu's.
 //
 // What each kernel owns, what bounds it and how its error grows stand at the head of its file. This file turns
 // the contract's parameters into the kernels' and chooses, by shape alone, or does what a variant asks for
@@ -15,12 +15,11 @@
 #include <type_traits>
 
 #include "../ops/conv.h"
-#include "conv_channel_sum.cuh"
 #include "conv_depthwise.h"
 #include "conv_gemm_problem.cuh"
 #include "conv_implicit_gemm.cuh"
 #include "conv_index.cuh"
-#include "conv_mma.h"
+#include "conv_product.h"
 #include "conv_small_groups.h"
 #include "conv_variant.h"
 #include "conv_wgmma.h"
@@ -36,12 +35,14 @@ template <typename Params>
 bool takes(ConvKernels kernels, const Params& p) {
   switch (kernels) {
     case ConvKernels::kSmallGroups:
-      if constexpr (std::is_same_v<Params, ConvGradWeightParams>) return false;
-      else return takes_small_groups(p);
+      if constexpr (std::is_same_v<Params, ConvGradWeightParams>)
+        return false;
+      else
+        return takes_small_groups(p);
     case ConvKernels::kWgmma:
       return takes_wgmma(p);
-    case ConvKernels::kMma:
-      return takes_mma(p);
+    case ConvKernels::kProduct:
+      return takes_product(p);
     case ConvKernels::kDepthwise:
       return is_depthwise(p.geometry);
     case ConvKernels::kImplicitGemm:
@@ -73,8 +74,8 @@ int64_t workspace(const Params& p) {
       return 0;
     case ConvKernels::kWgmma:
       return wgmma_workspace(p);
-    case ConvKernels::kMma:
-      return mma_workspace(p);
+    case ConvKernels::kProduct:
+      return product_workspace(p);
     case ConvKernels::kDepthwise:
       if constexpr (std::is_same_v<Params, ConvGradWeightParams>) return depthwise_workspace(p);
       return 0;
@@ -93,8 +94,8 @@ Status run(const Params& p, Stream stream, Gemm gemm) {
       break;
     case ConvKernels::kWgmma:
       return launch_wgmma(p, stream);
-    case ConvKernels::kMma:
-      return launch_mma(p, stream);
+    case ConvKernels::kProduct:
+      return launch_product(p, stream);
     case ConvKernels::kDepthwise:
       return launch_depthwise(p, stream);
     case ConvKernels::kImplicitGemm:
@@ -106,7 +107,7 @@ Status run(const Params& p, Stream stream, Gemm gemm) {
 template <typename Params>
 ConvWay way_of_kernels(ConvKernels kernels, const Params& p) {
   if (kernels == ConvKernels::kWgmma) return wgmma_way(p);
-  if (kernels == ConvKernels::kMma) return mma_way(p);
+  if (kernels == ConvKernels::kProduct) return product_way(p);
   ConvWay way;
   std::snprintf(way.name, sizeof(way.name), "%s",
                 kernels == ConvKernels::kSmallGroups ? "small groups"
@@ -170,22 +171,6 @@ Status conv_grad_weight(const ConvGradWeightParams& p, Stream stream) {
   return run(p, stream, [&](auto tag) {
     return launch_gemm<typename decltype(tag)::type>(problem_of(p), p.grad_y, p.x, nullptr, p.grad_w,
                                                      p.workspace, stream);
-  });
-}
-
-Status conv_grad_bias(const ConvGradBiasParams& p, Stream stream) {
-  ChannelSum sum{};
-  sum.channels = p.K;
-  sum.positions = {p.N, {p.out[0], p.out[1], p.out[2]}, false};
-  sum.taps = 1;
-  std::copy_n(p.grad_y_strides, 2 + kSpatialDims, sum.grad_y_strides);
-  bool wide = p.N > std::numeric_limits<int32_t>::max() / 4;
-  for (const int64_t size : p.out) wide |= size > std::numeric_limits<int32_t>::max() / 4;
-  return dispatch_dtype(p.dtype, [&](auto tag) {
-    using scalar_t = typename decltype(tag)::type;
-    const ChannelSumPlan plan = choose_channel_sum_plan(sum, sizeof(scalar_t), false);
-    return launch_channel_sum<scalar_t, false>(sum, plan, wide, p.grad_y, nullptr, p.grad_bias, nullptr,
-                                               stream);
   });
 }
 

@@ -1,5 +1,5 @@
-// The activation with which a convolution stores its results: of what would have been stored without it, so that
-// every kernel gives the bits of its own results' activation, however they came to be.
+// The activation with which a convolution stores its results: of what would have been stored without it, so
+// that every kernel gives the bits of its own results' activation, however they came to be.
 #pragma once
 
 #include "../ops/conv.h"

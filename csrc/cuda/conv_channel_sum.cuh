@@ -1,5 +1,5 @@
-// Sums over the batch and the positions of y, one for each channel: the bias gradient, and the weight gradient
-// of a depthwise convolution.
+// Sums over the batch and the positions of y, one for each channel: the weight gradient of a depthwise
+// convolution, and the bias gradient of a gradient with gaps or none (conv_grad_bias.cu has the others).
 //
 //   grad_bias[k] = sum over n, o of grad_y[n, k, o]
 //   grad_w[k, r] = sum over n, o of grad_y[n, k, o] * x[n, k / m, o * stride + r * dilation - pad],  m = K / C

@@ -119,49 +119,49 @@ __device__ __forceinline__ void compute_window(const DepthwiseTile<scalar_t>& t,
   constexpr int kColumns = strip_columns<scalar_t, Window>(), kSize = Window::kSize;
   const WindowAxis rows = axis_in_tile<Window>(t.tile.rows), columns = axis_in_tile<Window>(t.tile.columns);
   const int source_pitch = t.tile.sources.row_pitch, result_pitch = t.tile.results.row_pitch;
-  strips.for_each(
-      t.tile.planes, runs_of(rows, kStripRows), runs_of(columns, kColumns),
-      [&](int plane, int column_run, int begin, int end) {
-        acc_t w[kSize][kSize];
+  strips.for_each(t.tile.planes, runs_of(rows, kStripRows), runs_of(columns, kColumns),
+                  [&](int plane, int column_run, int begin, int end) {
+                    acc_t w[kSize][kSize];
 #pragma unroll
-        for (int i = 0; i < Window::kTaps; ++i)
-          w[i / kSize][i % kSize] = to_acc(t.filters[plane * Window::kTaps + i]);
-        const acc_t start = t.start(plane);
-        const int column_begin = column_run * kColumns - columns.result_shift;
-        const int source_column = column_run * source_step<Window>(kColumns) + columns.source_shift;
-        const scalar_t* const source = t.source + plane * t.tile.sources.plane_pitch + source_column;
-        scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column_begin;
+                    for (int i = 0; i < Window::kTaps; ++i)
+                      w[i / kSize][i % kSize] = to_acc(t.filters[plane * Window::kTaps + i]);
+                    const acc_t start = t.start(plane);
+                    const int column_begin = column_run * kColumns - columns.result_shift;
+                    const int source_column = column_run * source_step<Window>(kColumns) + columns.source_shift;
+                    const scalar_t* const source =
+                        t.source + plane * t.tile.sources.plane_pitch + source_column;
+                    scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column_begin;
 #pragma unroll 1
-        for (int run = begin; run < end; ++run) {
-          acc_t sums[kStripRows][kColumns][1] = {};
-          add_windows<Window>(
-              sums, run * source_step<Window>(kStripRows) + rows.source_shift, rows.sources, source_column,
-              columns.sources,
-              [&](int row, auto& values) {
+                    for (int run = begin; run < end; ++run) {
+                      acc_t sums[kStripRows][kColumns][1] = {};
+                      add_windows<Window>(
+                          sums, run * source_step<Window>(kStripRows) + rows.source_shift, rows.sources,
+                          source_column, columns.sources,
+                          [&](int row, auto& values) {
 #pragma unroll
-                for (int j = 0; j < Window::sources(kColumns); ++j) {
-                  if (in_range(source_column + j, columns.sources)) {
-                    values[j][0] = to_acc(source[row * source_pitch + j]);
-                  }
-                }
-              },
-              [&](int tap_row, auto& taps) {
+                            for (int j = 0; j < Window::sources(kColumns); ++j) {
+                              if (in_range(source_column + j, columns.sources)) {
+                                values[j][0] = to_acc(source[row * source_pitch + j]);
+                              }
+                            }
+                          },
+                          [&](int tap_row, auto& taps) {
 #pragma unroll
-                for (int i = 0; i < kSize; ++i) taps[i][0] = w[tap_row][i];
-              });
-          const int row_begin = run * kStripRows - rows.result_shift;
+                            for (int i = 0; i < kSize; ++i) taps[i][0] = w[tap_row][i];
+                          });
+                      const int row_begin = run * kStripRows - rows.result_shift;
 #pragma unroll
-          for (int r = 0; r < kStripRows; ++r) {
-            if (!in_range(row_begin + r, rows.results)) continue;
+                      for (int r = 0; r < kStripRows; ++r) {
+                        if (!in_range(row_begin + r, rows.results)) continue;
 #pragma unroll
-            for (int i = 0; i < kColumns; ++i) {
-              if (!in_range(column_begin + i, columns.results)) continue;
-              result[(row_begin + r) * result_pitch + i] =
-                  activated(t.activation, from_acc<scalar_t>(sums[r][i][0] + start));
-            }
-          }
-        }
-      });
+                        for (int i = 0; i < kColumns; ++i) {
+                          if (!in_range(column_begin + i, columns.results)) continue;
+                          result[(row_begin + r) * result_pitch + i] =
+                              activated(t.activation, from_acc<scalar_t>(sums[r][i][0] + start));
+                        }
+                      }
+                    }
+                  });
 }
 
 // A window that is known at run time. Sources of a result's taps, in a tile: forward begin + tap * dilation;
@@ -266,7 +266,8 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
   cp_async_wait_all();
   __syncthreads();
   const DepthwiseTile<scalar_t> t{
-      tile, sources, filters, bias, results, c.activation, c.channels, static_cast<int>(first_plane[0] % c.channels)};
+      tile,    sources,      filters,    bias,
+      results, c.activation, c.channels, static_cast<int>(first_plane[0] % c.channels)};
   if constexpr (is_any_window<Window>) {
     compute_any<Window::kTransposed>(t, strips, rows, columns);
   } else {

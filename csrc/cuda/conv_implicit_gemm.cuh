@@ -22,9 +22,9 @@
 // NCHW, channels_last, sliced and expanded operands are all coalesced where their strides allow it.
 //
 // What bounds it: multiply-adds on the CUDA cores, and the index arithmetic around each element fetched: this
-// is the kernel of float64, of fewer than 8 rows and of coordinates beyond 32 bits; conv_mma.cuh has the other
-// products. Per step a tile does kBlockM * kBlockN * kBlockK multiply-adds on (kBlockM + kBlockN) * kBlockK
-// fetched elements: 32 and 14 multiply-adds an element for the tiles Medium and FewRows.
+// is the kernel of float64, of fewer than 8 rows and of coordinates beyond 32 bits; conv_product.cuh has the
+// other products. Per step a tile does kBlockM * kBlockN * kBlockK multiply-adds on (kBlockM + kBlockN) *
+// kBlockK fetched elements: 32 and 14 multiply-adds an element for the tiles Medium and FewRows.
 //
 // Which tile: see choose_plan().
 //

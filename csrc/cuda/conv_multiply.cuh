@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "conv_mma_tiles.cuh"
+#include "conv_product_tiles.cuh"
 #include "dispatch.cuh"
 #include "platform.cuh"
 #include "vec.cuh"

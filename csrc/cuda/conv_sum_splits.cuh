@@ -1,5 +1,5 @@
-// The sums that the splits of an implicit GEMM leave, added in order, the bias and the activation. Bound by memory: a split's
-// sums are written once and read once here.
+// The sums that the splits of an implicit GEMM leave, added in order, the bias and the activation. Bound by
+// memory: a split's sums are written once and read once here.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,7 @@
 
 namespace fastnn::cuda {
 
-enum class ConvKernels { kSmallGroups, kWgmma, kMma, kDepthwise, kImplicitGemm };
+enum class ConvKernels { kSmallGroups, kWgmma, kProduct, kDepthwise, kImplicitGemm };
 inline constexpr int kConvKernels = 5;
 
 // One of them: what conv_variants() tells of it, and what it leaves out.

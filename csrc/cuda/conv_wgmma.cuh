@@ -28,10 +28,10 @@
 // tensors' own bytes bound it: 1x1 of 64 channels to 256 filters moves 640 bytes a position for 16,384
 // multiply-adds, a quarter of what an H200's memory and its tensor cores balance at.
 //
-// Error: as in conv_mma.cuh. A chunk of 16 steps is one chain of tensor-core additions, the chunks' sums are
-// added in order in float32, in the accumulators of one block or by conv_sum_splits: the same bits for a sample
-// whatever its batch, for any tile. Zeros fill up leads, taps and positions; where a position is outside, NaN
-// and Inf of filters give NaN, as in the other kernels.
+// Error: as in conv_product.cuh. A chunk of 16 steps is one chain of tensor-core additions, the chunks' sums
+// are added in order in float32, in the accumulators of one block or by conv_sum_splits: the same bits for a
+// sample whatever its batch, for any tile. Zeros fill up leads, taps and positions; where a position is
+// outside, NaN and Inf of filters give NaN, as in the other kernels.
 #pragma once
 
 #include <algorithm>

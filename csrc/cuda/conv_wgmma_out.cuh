@@ -138,8 +138,8 @@ __device__ __forceinline__ void write_wgmma_out(const WgmmaProblem& p, const Wgm
     for (int e = t.thread; e < kCols * kInCol; e += kWarpgroupThreads) {
       const int col = e / kInCol, chunk = e % kInCol;
       if (col0 + first + col >= c.cols || row0 + chunk * kVec >= p.rows) continue;
-      const auto z = load_vec<kVec>(
-          reinterpret_cast<const scalar_t*>(part + out_part_offset<scalar_t>(col, chunk)), true);
+      const auto z =
+          load_vec<kVec>(reinterpret_cast<const scalar_t*>(part + out_part_offset<scalar_t>(col, chunk)), true);
       store_vec(out + col_offsets[first + col] + chunk * kVec, activated(p.activation, z), true);
     }
   }

@@ -13,7 +13,7 @@
 #include "conv_filter_pack.cuh"
 #include "conv_gemm_problem.cuh"
 #include "conv_index.cuh"
-#include "conv_mma_plan.cuh"
+#include "conv_product_plan.cuh"
 #include "conv_variant.h"
 #include "conv_wgmma_tiles.cuh"
 #include "vec.cuh"
@@ -79,7 +79,7 @@ inline bool fits_wgmma(const ConvGemm& p) {
   const int64_t taps = p.depth.spatial[0] * p.depth.spatial[1] * p.depth.spatial[2];
   return p.cols.size() > 0 && p.depth.size() > 0 && p.cols.size() <= kMost && p.depth.size() <= kMost &&
          taps * p.depth.lead <= kMost && p.groups * p.rows <= kMost && p.groups <= kMaxPackGroups && !p.wide &&
-         p.rows >= kMinMmaRows;
+         p.rows >= kMinProductRows;
 }
 
 // ---- tile and split -------------------------------------------------------------------------------------
@@ -400,7 +400,8 @@ bool plan_wgmma_taps(WgmmaConv& c, const ConvGemm& p, const FilterPack& filters,
   c.pack = filters;
   c.pack.flat = false;
   c.pack.pitch = leads;
-  return enter_choice<WgmmaReduction::kTaps>(c, choose_taps(p, q, way), [](const WgmmaClass& k) { return k.cols; });
+  return enter_choice<WgmmaReduction::kTaps>(c, choose_taps(p, q, way),
+                                             [](const WgmmaClass& k) { return k.cols; });
 }
 
 template <typename scalar_t>
@@ -458,7 +459,7 @@ bool plan_wgmma(WgmmaConv& c, const ConvGradWeightParams& params) {
   const int64_t padded = taps * q.steps_of_tap * kWgmmaStepDepth<scalar_t>;
   return enter_choice<WgmmaReduction::kPositions>(
       c, choose_positions(p, padded, k.steps, way_of(params.variant, ConvKernels::kWgmma)),
-                                                  [&](const WgmmaClass&) { return padded; });
+      [&](const WgmmaClass&) { return padded; });
 }
 
 }  // namespace

@@ -20,7 +20,8 @@ constexpr int kWgmmaStepDepth = kWgmmaStepBytes / static_cast<int>(sizeof(scalar
 template <typename scalar_t>
 constexpr int kWgmmaSubstepDepth = kWgmmaStepDepth<scalar_t> / kWgmmaSubsteps;
 
-// Steps of k whose products are summed on their own, as those of conv_mma_plan.cuh: 1,024 halves, 512 floats.
+// Steps of k whose products are summed on their own, as those of conv_product_plan.cuh: 1,024 halves, 512
+// floats.
 constexpr int kWgmmaChunkSteps = 16;
 
 constexpr int kWarpgroupThreads = 128;

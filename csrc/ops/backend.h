@@ -12,7 +12,7 @@
   W(conv_forward, ConvForwardParams)                           \
   W(conv_grad_input, ConvGradInputParams)                      \
   W(conv_grad_weight, ConvGradWeightParams)                    \
-  X(conv_grad_bias, ConvGradBiasParams)                        \
+  W(conv_grad_bias, ConvGradBiasParams)                        \
   X(conv_variants, ConvVariantsParams)                         \
   X(max_pool_forward, MaxPoolForwardParams)                    \
   X(max_pool_backward, MaxPoolBackwardParams)                  \

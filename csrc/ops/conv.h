@@ -46,8 +46,8 @@ struct ConvActivation {
   double alpha = 0;
 };
 
-// `variant` of the three: 0, or the number of one of the ways that conv_variants() lists. Of another number, and
-// where that way does not do, 0 is taken.
+// `variant` of the three: 0, or the number of one of the ways that conv_variants() lists. Of another number,
+// and where that way does not do, 0 is taken.
 struct ConvForwardParams {
   DType dtype;  // of every tensor here
   ConvGeometry geometry;
@@ -100,6 +100,7 @@ struct ConvGradBiasParams {
   const void* grad_y;
   ConvStrides grad_y_strides;
   void* grad_bias;  // [K]
+  void* workspace;  // conv_grad_bias_workspace() bytes, aligned to 64
 };
 
 // One of the ways in which a backend can compute a convolution.
@@ -135,6 +136,7 @@ FASTNN_DECLARE_WORKSPACE(conv_grad_input, ConvGradInputParams)
 FASTNN_DECLARE_OP(conv_grad_weight, ConvGradWeightParams)
 FASTNN_DECLARE_WORKSPACE(conv_grad_weight, ConvGradWeightParams)
 FASTNN_DECLARE_OP(conv_grad_bias, ConvGradBiasParams)
+FASTNN_DECLARE_WORKSPACE(conv_grad_bias, ConvGradBiasParams)
 FASTNN_DECLARE_OP(conv_variants, ConvVariantsParams)
 
 }  // namespace fastnn

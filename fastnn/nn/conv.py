@@ -8,6 +8,25 @@ from torch import Tensor
 from fastnn import functional
 
 
+def convolve(
+    layer: torch.nn.Conv2d,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str = "identity",
+    alpha: float | None = None,
+) -> Tensor:
+    """:func:`fastnn.functional.conv2d_relu` with a layer's options, and weights that need not be its own."""
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        input = torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = 0
+    options = (layer.stride, padding, layer.dilation, layer.groups)
+    if activation == "identity":
+        return functional.conv2d(input, weight, bias, *options)
+    return functional.conv2d_relu(input, weight, bias, *options, activation=activation, alpha=alpha)
+
+
 class Conv2d(torch.nn.Conv2d):
     """``torch.nn.Conv2d`` computed by :func:`fastnn.functional.conv2d`.
 
@@ -19,11 +38,7 @@ class Conv2d(torch.nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return convolve(self, input, weight, bias)
 
 
 class LazyConv2d(torch.nn.LazyConv2d, Conv2d):

@@ -1,6 +1,6 @@
-// Which convolutions go to the tensor cores by mma.sync (conv_mma.cuh), with which loader, tile and split. Host
-// code; everything here follows from the parameters and the strides, and of pointers from their alignment
-// alone, which chooses among loaders that give the same bits.
+// Which convolutions are pipelined products (conv_product.cuh), with which loader, tile and split, on tensor
+// cores or not. Host code; everything here follows from the parameters and the strides, and of pointers from
+// their alignment alone, which chooses among loaders that give the same bits.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 #include "conv_filter_pack.cuh"
 #include "conv_gemm_problem.cuh"
 #include "conv_index.cuh"
-#include "conv_mma_tiles.cuh"
 #include "conv_multiply.cuh"
+#include "conv_product_tiles.cuh"
 #include "conv_variant.h"
 
 namespace fastnn::cuda {
@@ -71,7 +71,7 @@ using SmallFmaTile = FmaTile<64, 64, 4>;
 // core cuts off digits at each addition, toward zero, it does so at most 64 times in a row.
 constexpr int kChunkSteps = 32;
 
-enum class MmaLoader {
+enum class ProductLoader {
   kChannels,            // activations' channels side by side, filters along k
   kChannelsFilterRows,  // the same, filters along rows; by tensor cores alone, the others would lack registers
   kPlanes,              // activations with any strides, tap by tap
@@ -80,7 +80,7 @@ enum class MmaLoader {
   kPositionElements,    // weight gradient with any strides
 };
 
-struct MmaPlan {
+struct ProductPlan {
   bool tensor_cores;  // else CUDA cores, in float32
   bool large;
   int64_t tiles_m, tiles_n;
@@ -92,19 +92,19 @@ struct MmaPlan {
   int way, ways;  // which of how many tiles and splits
 };
 
-struct MmaConv {
+struct ProductConv {
   ConvGemm problem;
-  MmaLoader loader;
+  ProductLoader loader;
   FilterPack pack;
   bool packs;
-  MmaPlan plan;
+  ProductPlan plan;
 };
 
 // Below this a product of few leads is mostly the zeros that fill a step of each tap.
 constexpr int64_t kMinLeadsOfTap = 24;
 // Below this most rows of the smallest tile are not there, and the CUDA cores do as well.
-constexpr int64_t kMinMmaRows = 8;
-constexpr int64_t kMinMmaDepth = 16;
+constexpr int64_t kMinProductRows = 8;
+constexpr int64_t kMinProductDepth = 16;
 constexpr int64_t kMaxPackGroups = 65535;  // the grid's z
 
 inline bool is_multiple(std::initializer_list<int64_t> values, int64_t of) {
@@ -121,8 +121,8 @@ inline bool large_tile_is_faster(int64_t large_blocks, int64_t small_blocks, boo
 
 // The tile, and whether k is split; `way` as of way_of().
 template <typename Large, typename Small>
-MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, int way) {
-  MmaPlan plan{};
+ProductPlan choose_product_plan(const ConvGemm& p, int64_t steps, int way) {
+  ProductPlan plan{};
   const int64_t cols = p.cols.size();
   const int64_t classes = p.classes[0] * p.classes[1] * p.classes[2];
   const auto blocks = [&](int block_m, int block_n) {
@@ -131,8 +131,8 @@ MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, int way) {
   const int64_t large = blocks(Large::kM, Large::kN), small = blocks(Small::kM, Small::kN);
   const int64_t chunks = ceil_div(steps, kChunkSteps);
   const bool has_large = p.rows > Small::kM;
-  // Classes are many blocks already, and their depths differ. Where there are many anyway, splitting costs memory
-  // and gains nothing.
+  // Classes are many blocks already, and their depths differ. Where there are many anyway, splitting costs
+  // memory and gains nothing.
   const bool has_splits = classes == 1 && chunks > 1 && small > 0 && small <= 4 * kFullGrid * Small::kMinBlocks;
   plan.ways = (has_large ? 2 : 1) * (has_splits ? 2 : 1);
   const bool asked = way >= 0 && way < plan.ways;
@@ -149,8 +149,7 @@ MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, int way) {
   plan.way = (plan.large ? 1 : 0) + (split ? (has_large ? 2 : 1) : 0);
   if (split) {
     // Where the bits must not depend on how k is shared, a chunk is a block's whole part or none is.
-    const int64_t wanted =
-        p.sums_batch ? std::min(chunks, std::max<int64_t>(wave / plan.blocks, 2)) : chunks;
+    const int64_t wanted = p.sums_batch ? std::min(chunks, std::max<int64_t>(wave / plan.blocks, 2)) : chunks;
     const int64_t chunks_each = ceil_div(chunks, wanted);
     plan.split_steps = chunks_each * kChunkSteps;
     plan.splits = ceil_div(chunks, chunks_each);
@@ -160,9 +159,9 @@ MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, int way) {
   return plan;
 }
 
-inline MmaPlan choose_mma_plan(const ConvGemm& p, int64_t steps, bool tensor_cores, int way) {
-  MmaPlan plan = tensor_cores ? choose_mma_plan<LargeMmaTile, SmallMmaTile>(p, steps, way)
-                              : choose_mma_plan<LargeFmaTile, SmallFmaTile>(p, steps, way);
+inline ProductPlan choose_product_plan(const ConvGemm& p, int64_t steps, bool tensor_cores, int way) {
+  ProductPlan plan = tensor_cores ? choose_product_plan<LargeMmaTile, SmallMmaTile>(p, steps, way)
+                                  : choose_product_plan<LargeFmaTile, SmallFmaTile>(p, steps, way);
   plan.tensor_cores = tensor_cores;
   return plan;
 }
@@ -184,10 +183,10 @@ inline bool out_is_vectors(const ConvGemm& p, const void* out, int64_t vec) {
 
 // The loader of forward and of the data gradient, whose filters have strides `w` of (row, lead, d, h, w).
 template <typename scalar_t>
-MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const void* b, const void* out,
-                  bool tensor_cores, int way) {
+ProductConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const void* b, const void* out,
+                      bool tensor_cores, int way) {
   constexpr int64_t kVec = kVecSize<scalar_t>;
-  MmaConv c{};
+  ProductConv c{};
   const bool one_class = p.classes[0] * p.classes[1] * p.classes[2] == 1;
   const int64_t leads = p.depth.lead;
   const bool flat = leads < kMinLeadsOfTap && one_class && filters.tap_count() > 1;
@@ -203,14 +202,14 @@ MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const vo
   c.pack = filters;
   c.packs = false;
   if (in_place && p.a_depth[0] == 1 && is_multiple({leads, p.a_row}, kVec)) {
-    c.loader = channels ? MmaLoader::kChannels : MmaLoader::kPlanes;
+    c.loader = channels ? ProductLoader::kChannels : ProductLoader::kPlanes;
     p.filter_leads = leads;
   } else if (in_place && channels && tensor_cores && p.a_row == 1 &&
              is_multiple({p.rows, p.a_depth[0]}, kVec)) {
-    c.loader = MmaLoader::kChannelsFilterRows;
+    c.loader = ProductLoader::kChannelsFilterRows;
     p.filter_leads = leads;
   } else {
-    c.loader = flat ? MmaLoader::kElements : channels ? MmaLoader::kChannels : MmaLoader::kPlanes;
+    c.loader = flat ? ProductLoader::kElements : channels ? ProductLoader::kChannels : ProductLoader::kPlanes;
     c.packs = true;
     c.pack.flat = flat;
     c.pack.pitch = ceil_div(flat ? leads * filters.tap_count() : leads, kVec) * kVec;
@@ -230,7 +229,7 @@ MmaConv plan_taps(ConvGemm p, const FilterPack& filters, const void* w, const vo
   const int64_t taps = p.depth.spatial[0] * p.depth.spatial[1] * p.depth.spatial[2];
   const int64_t steps =
       flat ? ceil_div(leads * taps, kStepDepth<scalar_t>) : taps * ceil_div(leads, kStepDepth<scalar_t>);
-  c.plan = choose_mma_plan(p, steps, tensor_cores, way);
+  c.plan = choose_product_plan(p, steps, tensor_cores, way);
   c.plan.out_vectors = out_is_vectors(p, out, kVec);
   c.problem = p;
   return c;
@@ -257,9 +256,10 @@ inline FilterPack filters_of(const ConvGeometry& g, const ConvStrides& w, bool r
   return f;
 }
 
-inline bool mma_takes(const ConvGemm& p) {
+inline bool product_takes(const ConvGemm& p) {
   const int64_t taps = p.depth.spatial[0] * p.depth.spatial[1] * p.depth.spatial[2];
-  return !p.wide && p.groups <= kMaxPackGroups && p.rows >= kMinMmaRows && p.depth.lead * taps >= kMinMmaDepth;
+  return !p.wide && p.groups <= kMaxPackGroups && p.rows >= kMinProductRows &&
+         p.depth.lead * taps >= kMinProductDepth;
 }
 
 template <typename Params>
@@ -268,23 +268,23 @@ bool uses_tensor_cores(const Params& p) {
 }
 
 template <typename scalar_t>
-MmaConv mma_conv(const ConvForwardParams& params) {
+ProductConv product_conv(const ConvForwardParams& params) {
   return plan_taps<scalar_t>(forward_problem(params), filters_of(params.geometry, params.w_strides, true),
                              params.w, params.x, params.y, uses_tensor_cores(params),
-                             way_of(params.variant, ConvKernels::kMma));
+                             way_of(params.variant, ConvKernels::kProduct));
 }
 
 template <typename scalar_t>
-MmaConv mma_conv(const ConvGradInputParams& params) {
+ProductConv product_conv(const ConvGradInputParams& params) {
   return plan_taps<scalar_t>(grad_input_problem(params), filters_of(params.geometry, params.w_strides, false),
                              params.w, params.grad_y, params.grad_x, uses_tensor_cores(params),
-                             way_of(params.variant, ConvKernels::kMma));
+                             way_of(params.variant, ConvKernels::kProduct));
 }
 
 template <typename scalar_t>
-MmaConv mma_conv(const ConvGradWeightParams& params) {
+ProductConv product_conv(const ConvGradWeightParams& params) {
   constexpr int64_t kVec = kVecSize<scalar_t>;
-  MmaConv c{};
+  ProductConv c{};
   ConvGemm p = grad_weight_problem(params);
   p.cols.lead_fastest = true;
   const auto aligned = [](const void* pointer) {
@@ -295,9 +295,9 @@ MmaConv mma_conv(const ConvGradWeightParams& params) {
       is_multiple({p.rows, p.cols.lead, p.a_group, p.b_group, p.b_depth_lead, p.a_depth[0], p.a_depth[1],
                    p.a_depth[2], p.a_depth[3], p.b_spatial[0], p.b_spatial[1], p.b_spatial[2]},
                   kVec);
-  c.loader = vectors ? MmaLoader::kPositionVectors : MmaLoader::kPositionElements;
-  c.plan = choose_mma_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>), uses_tensor_cores(params),
-                           way_of(params.variant, ConvKernels::kMma));
+  c.loader = vectors ? ProductLoader::kPositionVectors : ProductLoader::kPositionElements;
+  c.plan = choose_product_plan(p, ceil_div(p.depth.size(), kStepDepth<scalar_t>), uses_tensor_cores(params),
+                               way_of(params.variant, ConvKernels::kProduct));
   c.plan.out_vectors = out_is_vectors(p, params.grad_w, kVec);
   c.problem = p;
   return c;

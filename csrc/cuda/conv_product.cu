@@ -1,9 +1,9 @@
-// The tensor-core convolutions of conv_mma.cuh: from the contract's parameters to launches.
+// The pipelined products of conv_product.cuh: from the contract's parameters to launches.
 #include "conv_filter_pack.cuh"
 #include "conv_gemm_problem.cuh"
-#include "conv_mma.cuh"
-#include "conv_mma.h"
-#include "conv_mma_plan.cuh"
+#include "conv_product.cuh"
+#include "conv_product.h"
+#include "conv_product_plan.cuh"
 #include "conv_sum_splits.cuh"
 #include "dispatch.cuh"
 
@@ -28,7 +28,7 @@ ConvGemm problem_of(const ConvGradWeightParams& p) { return grad_weight_problem(
 
 // The dtypes that are multiplied here.
 template <typename F>
-Status dispatch_mma(DType dtype, F&& f) {
+Status dispatch_product(DType dtype, F&& f) {
   switch (dtype) {
     case DType::kFloat32:
       return f(TypeTag<float>{});
@@ -39,27 +39,27 @@ Status dispatch_mma(DType dtype, F&& f) {
     case DType::kFloat64:
       break;
   }
-  return Status::error("not a dtype of the pipelined products", "conv_mma");
+  return Status::error("not a dtype of the pipelined products", "conv_product");
 }
 
 template <typename Params>
 bool takes(const Params& p) {
-  return p.dtype != DType::kFloat64 && mma_takes(problem_of(p));
+  return p.dtype != DType::kFloat64 && product_takes(problem_of(p));
 }
 
 // The workspace: the packed filters, then the splits' sums. The filters are counted whether they are packed or
 // not, since that follows from pointers, which a query need not have.
 template <typename scalar_t>
-int64_t packed_bytes(const MmaConv& c) {
+int64_t packed_bytes(const ProductConv& c) {
   return ceil_div(c.pack.most_elements(kVecSize<scalar_t>) * static_cast<int64_t>(sizeof(scalar_t)), 256) * 256;
 }
 
 template <typename Params>
 int64_t workspace(const Params& p) {
   int64_t bytes = 0;
-  dispatch_mma(p.dtype, [&](auto tag) {
+  dispatch_product(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const MmaConv c = mma_conv<scalar_t>(p);
+    const ProductConv c = product_conv<scalar_t>(p);
     bytes = packed_bytes<scalar_t>(c);
     if (c.plan.splits > 1) {
       bytes += c.plan.splits * c.problem.groups * c.problem.rows * c.problem.cols.size() *
@@ -73,8 +73,8 @@ int64_t workspace(const Params& p) {
 template <typename Params>
 ConvWay way(const Params& p) {
   ConvWay result;
-  dispatch_mma(p.dtype, [&](auto tag) {
-    const MmaConv c = mma_conv<typename decltype(tag)::type>(p);
+  dispatch_product(p.dtype, [&](auto tag) {
+    const ProductConv c = product_conv<typename decltype(tag)::type>(p);
     result.ways = c.plan.ways;
     result.way = c.plan.way;
     // Of sums over the batch; otherwise chunks are added in one order, however many blocks share them.
@@ -88,9 +88,9 @@ ConvWay way(const Params& p) {
 
 template <typename Params>
 Status run(const Params& p, Stream stream) {
-  return dispatch_mma(p.dtype, [&](auto tag) {
+  return dispatch_product(p.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const MmaConv c = mma_conv<scalar_t>(p);
+    const ProductConv c = product_conv<scalar_t>(p);
     Operands o = operands_of(p);
     auto* const workspace = static_cast<unsigned char*>(p.workspace);
     Status status;
@@ -103,7 +103,7 @@ Status run(const Params& p, Stream stream) {
         c.plan.splits > 1 ? reinterpret_cast<float*>(workspace + packed_bytes<scalar_t>(c)) : nullptr;
     const auto launch_tile = [&](auto tile) {
       using Tile = typename decltype(tile)::type;
-      return launch_mma_loader<scalar_t, Tile>(c, o.a, o.b, o.bias, o.out, partial, stream);
+      return launch_product_loader<scalar_t, Tile>(c, o.a, o.b, o.bias, o.out, partial, stream);
     };
     if (c.plan.tensor_cores) {
       status = c.plan.large ? launch_tile(TypeTag<LargeMmaTile>{}) : launch_tile(TypeTag<SmallMmaTile>{});
@@ -117,20 +117,20 @@ Status run(const Params& p, Stream stream) {
 
 }  // namespace
 
-bool takes_mma(const ConvForwardParams& p) { return takes(p); }
-bool takes_mma(const ConvGradInputParams& p) { return takes(p); }
-bool takes_mma(const ConvGradWeightParams& p) { return takes(p); }
+bool takes_product(const ConvForwardParams& p) { return takes(p); }
+bool takes_product(const ConvGradInputParams& p) { return takes(p); }
+bool takes_product(const ConvGradWeightParams& p) { return takes(p); }
 
-int64_t mma_workspace(const ConvForwardParams& p) { return workspace(p); }
-int64_t mma_workspace(const ConvGradInputParams& p) { return workspace(p); }
-int64_t mma_workspace(const ConvGradWeightParams& p) { return workspace(p); }
+int64_t product_workspace(const ConvForwardParams& p) { return workspace(p); }
+int64_t product_workspace(const ConvGradInputParams& p) { return workspace(p); }
+int64_t product_workspace(const ConvGradWeightParams& p) { return workspace(p); }
 
-ConvWay mma_way(const ConvForwardParams& p) { return way(p); }
-ConvWay mma_way(const ConvGradInputParams& p) { return way(p); }
-ConvWay mma_way(const ConvGradWeightParams& p) { return way(p); }
+ConvWay product_way(const ConvForwardParams& p) { return way(p); }
+ConvWay product_way(const ConvGradInputParams& p) { return way(p); }
+ConvWay product_way(const ConvGradWeightParams& p) { return way(p); }
 
-Status launch_mma(const ConvForwardParams& p, Stream stream) { return run(p, stream); }
-Status launch_mma(const ConvGradInputParams& p, Stream stream) { return run(p, stream); }
-Status launch_mma(const ConvGradWeightParams& p, Stream stream) { return run(p, stream); }
+Status launch_product(const ConvForwardParams& p, Stream stream) { return run(p, stream); }
+Status launch_product(const ConvGradInputParams& p, Stream stream) { return run(p, stream); }
+Status launch_product(const ConvGradWeightParams& p, Stream stream) { return run(p, stream); }
 
 }  // namespace fastnn::cuda

@@ -1,9 +1,9 @@
-// The implicit GEMM of conv_implicit_gemm.cuh on tensor cores, by mma.sync (sm_80 and later): operands in
-// float16, bfloat16 or tf32, sums in float32.
+// The implicit GEMM of conv_implicit_gemm.cuh with its loads pipelined: on tensor cores by mma.sync (sm_80 and
+// later), of operands in float16, bfloat16 or tf32, and on CUDA cores in float32; sums in float32.
 //
 // Who owns what: a block owns a kM x kN tile of out, of one group, class and split, a warp a part of it in
 // fragments of 16 x 8. k is walked in steps of 64 bytes an operand row through kStages buffers of shared
-// memory, which a loader (conv_mma_loaders.cuh) fills kStages - 1 steps ahead of the multiplications, by
+// memory, which a loader (conv_product_loaders.cuh) fills kStages - 1 steps ahead of the multiplications, by
 // cp.async where it can: one barrier a step.
 //
 // What bounds it: the tensor cores. The large tile does 128 x 128 x 32 multiply-adds on 16 KB of a step, 32 for
@@ -21,10 +21,10 @@
 #include "async_copy.cuh"
 #include "conv_activation.cuh"
 #include "conv_gemm_problem.cuh"
-#include "conv_mma_loaders.cuh"
-#include "conv_mma_plan.cuh"
-#include "conv_mma_tiles.cuh"
 #include "conv_multiply.cuh"
+#include "conv_product_loaders.cuh"
+#include "conv_product_plan.cuh"
+#include "conv_product_tiles.cuh"
 #include "conv_sum_splits.cuh"
 #include "conv_tile_place.cuh"
 #include "dispatch.cuh"
@@ -36,7 +36,7 @@ namespace {
 // The dynamic shared memory: stages, the loader's table, the sums of chunks before where the multiplier keeps
 // them there; the epilogue uses the first two again for the tile of out.
 template <typename scalar_t_, typename Tile, typename Loader>
-struct MmaShared {
+struct ProductShared {
   using scalar_t = scalar_t_;
   using Multiplier =
       typename Tile::template Multiplier<scalar_t, typename Loader::OperandA, typename Loader::OperandB>;
@@ -51,7 +51,9 @@ struct MmaShared {
   static constexpr int kStepsBytes = kTable + Loader::kTableBytes;
   static constexpr int kTotals = kStepsBytes > kOutBytes ? kStepsBytes : kOutBytes;
 
-  static int bytes(const MmaPlan& plan) { return kTotals + (plan.adds_chunks ? Multiplier::kTotalBytes : 0); }
+  static int bytes(const ProductPlan& plan) {
+    return kTotals + (plan.adds_chunks ? Multiplier::kTotalBytes : 0);
+  }
 };
 
 // Writes the block's tile of out by way of shared memory, along the index that is contiguous in out.
@@ -125,11 +127,11 @@ __device__ __forceinline__ void write_partial(const ConvGemm& p, const TilePlace
 
 template <typename Tile, typename Loader>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
-    conv_mma_kernel(ConvGemm p, MmaPlan plan, const typename Loader::scalar_t* a,
-                    const typename Loader::scalar_t* b, const typename Loader::scalar_t* bias,
-                    typename Loader::scalar_t* out, float* partial) {
+    conv_product_kernel(ConvGemm p, ProductPlan plan, const typename Loader::scalar_t* a,
+                        const typename Loader::scalar_t* b, const typename Loader::scalar_t* bias,
+                        typename Loader::scalar_t* out, float* partial) {
   using scalar_t = typename Loader::scalar_t;
-  using Shared = MmaShared<scalar_t, Tile, Loader>;
+  using Shared = ProductShared<scalar_t, Tile, Loader>;
   FASTNN_DYNAMIC_SHARED(unsigned char, shared);
   FASTNN_SHARED(ClassView, shared_view, 1);
   FASTNN_SHARED(int64_t, out_col_offsets, Tile::kN);
@@ -191,41 +193,41 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
 }
 
 template <typename Tile, typename Loader>
-Status launch_mma_tile(const MmaConv& c, const void* a, const void* b, const void* bias, void* out,
-                       float* partial, Stream stream) {
+Status launch_product_tile(const ProductConv& c, const void* a, const void* b, const void* bias, void* out,
+                           float* partial, Stream stream) {
   using scalar_t = typename Loader::scalar_t;
   const char* const name = Loader::kNames[c.plan.tensor_cores][c.plan.large];
   dim3 grid;
   const Status status = grid_of(c.plan.blocks, name, grid);
   if (!status.ok()) return status;
-  return launch(name, conv_mma_kernel<Tile, Loader>, grid, dim3(Tile::kThreads),
-                MmaShared<scalar_t, Tile, Loader>::bytes(c.plan), stream, c.problem, c.plan,
+  return launch(name, conv_product_kernel<Tile, Loader>, grid, dim3(Tile::kThreads),
+                ProductShared<scalar_t, Tile, Loader>::bytes(c.plan), stream, c.problem, c.plan,
                 static_cast<const scalar_t*>(a), static_cast<const scalar_t*>(b),
                 static_cast<const scalar_t*>(bias), static_cast<scalar_t*>(out), partial);
 }
 
 template <typename scalar_t, typename Tile>
-Status launch_mma_loader(const MmaConv& c, const void* a, const void* b, const void* bias, void* out,
-                         float* partial, Stream stream) {
+Status launch_product_loader(const ProductConv& c, const void* a, const void* b, const void* bias, void* out,
+                             float* partial, Stream stream) {
   const auto run = [&](auto tag) {
-    return launch_mma_tile<Tile, typename decltype(tag)::type>(c, a, b, bias, out, partial, stream);
+    return launch_product_tile<Tile, typename decltype(tag)::type>(c, a, b, bias, out, partial, stream);
   };
   switch (c.loader) {
-    case MmaLoader::kChannels:
+    case ProductLoader::kChannels:
       return run(TypeTag<ChannelsLoader<scalar_t, Tile, false>>{});
-    case MmaLoader::kChannelsFilterRows:
+    case ProductLoader::kChannelsFilterRows:
       if constexpr (Tile::kTensorCores) return run(TypeTag<ChannelsLoader<scalar_t, Tile, true>>{});
       break;
-    case MmaLoader::kPlanes:
+    case ProductLoader::kPlanes:
       return run(TypeTag<PlanesLoader<scalar_t, Tile>>{});
-    case MmaLoader::kElements:
+    case ProductLoader::kElements:
       return run(TypeTag<ElementsLoader<scalar_t, Tile>>{});
-    case MmaLoader::kPositionVectors:
+    case ProductLoader::kPositionVectors:
       return run(TypeTag<PositionVectorsLoader<scalar_t, Tile>>{});
-    case MmaLoader::kPositionElements:
+    case ProductLoader::kPositionElements:
       return run(TypeTag<PositionElementsLoader<scalar_t, Tile>>{});
   }
-  return Status::error("no such kernel", "conv_mma");
+  return Status::error("no such kernel", "conv_product");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Operand tiles of a tensor-core product in shared memory, and the fragments that a warp reads of them.
+// Operand tiles of a pipelined product in shared memory, and the fragments that a warp reads of them.
 //
 // A step of k is 64 bytes of each row or column of the operand: 32 elements of a half type, 16 floats. A tile
 // holds one step of kMN rows of A (or columns of B), in one of two orders, whichever the operand has in global

@@ -1,4 +1,4 @@
-// How the tiles of a tensor-core product get their operands from global memory, for each order in which these
+// How the tiles of a pipelined product get their operands from global memory, for each order in which these
 // may lie there. A loader belongs to one thread and knows what this thread fetches of every step of k:
 //
 //   issue(stage)    starts the copies of the next step, asynchronous ones or loads into registers, and moves on
@@ -30,7 +30,7 @@
 
 #include "async_copy.cuh"
 #include "conv_gemm_problem.cuh"
-#include "conv_mma_tiles.cuh"
+#include "conv_product_tiles.cuh"
 #include "conv_tile_place.cuh"
 #include "platform.cuh"
 #include "vec.cuh"
