@@ -129,7 +129,8 @@ class WgmmaChooser {
 
   void consider(WgmmaChoice choice) {
     choice.way = count_++;
-    if (choice.way == asked_ || (best_.way != asked_ && choice.cycles < best_.cycles)) best_ = choice;
+    if (choice.way == asked_ || (!found_ && choice.cycles < best_.cycles)) best_ = choice;
+    found_ = found_ || choice.way == asked_;
   }
   WgmmaChoice chosen() const {
     WgmmaChoice choice = best_;
@@ -140,7 +141,8 @@ class WgmmaChooser {
  private:
   const int asked_;
   int count_ = 0;
-  WgmmaChoice best_{.tiles = {}, .parts = 1, .steps = 0, .way = -1};
+  bool found_ = false;
+  WgmmaChoice best_{};
 };
 
 // Either one block has all chunks or each has one: the bits do not depend on which.
