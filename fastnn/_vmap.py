@@ -54,6 +54,7 @@ for _name in (
     "max_pool2d_with_indices",
     "batch_norm",
     "batch_norm_act",
+    "lstm",
     "lstm_cell",
 ):
     _packet, _, _overload = _name.partition(".")

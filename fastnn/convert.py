@@ -136,6 +136,8 @@ def _judge(module: Module) -> _Verdict:
             return keep(f"{name} is replaced on this object")
     if own is not None:
         return _Verdict(True, None, "")
+    if family is torch.nn.LSTM and any(parameter.is_cuda for parameter in module.parameters()):
+        return keep("on CUDA fastnn steps its cell over time, which cuDNN's sequences are faster than")
     for name, parameter in module.named_parameters():
         if parameter.dtype not in _DTYPES:
             return keep(f"{name} is {parameter.dtype}; fastnn has kernels for float64, float32, bfloat16, float16")

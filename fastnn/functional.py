@@ -32,6 +32,7 @@ __all__ = [
     "batch_norm_relu",
     "conv2d",
     "conv2d_relu",
+    "lstm",
     "lstm_cell",
     "max_pool2d",
     "max_pool2d_with_indices",
@@ -406,6 +407,49 @@ def batch_norm_add_relu(
         alpha,
         skip_nonfinite_stats,
     )
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer of an LSTM in one direction, over whole sequences.
+
+    :func:`lstm_cell` for ``t = 0, 1, ...``, with the products of all steps with ``w_ih`` as one. Gradients are
+    differentiable twice; the second time they are those of the cell stepped over time.
+
+    Args:
+        input: ``[T, N, I]``; or, with ``batch_sizes``, the rows ``[sum of batch_sizes, I]`` of a ``PackedSequence``.
+        hx: ``(h_0, c_0)``, ``[N, H]`` each; ``h_0`` is ``[N, P]`` with ``w_hr``.
+        w_ih: ``[4 * H, I]``, blocks for the input, forget, cell and output gate.
+        w_hh: ``[4 * H, H]``, or ``[4 * H, P]`` with ``w_hr``.
+        b_ih: ``[4 * H]``; None for 0.
+        b_hh: ``[4 * H]``; None for 0.
+        w_hr: ``[P, H]``, the projection of h (Sak et al. 2014); None for none.
+        batch_sizes: ``[T]``, as in a ``PackedSequence``; None for padded input.
+        lengths: ``[N]``, the steps of each sample, from 0 to T, in any order; None for T. Outputs beyond are 0.
+        reverse: whether each sample begins with its own last step.
+
+    Returns:
+        The outputs, ``[T, N, H]`` or ``[sum of batch_sizes, H]`` (P for H with ``w_hr``), and the states after the last
+        steps, as ``hx``.
+
+    Raises:
+        ValueError: for lengths below 0 or above T.
+        RuntimeError: for shapes, types or devices that do not go together.
+
+    Formula: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+    """
+    return torch.ops.fastnn.lstm(input, *hx, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, lengths, reverse)
 
 
 def lstm_cell(

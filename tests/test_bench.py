@@ -17,7 +17,7 @@ from fastnn import bench, cli
 from fastnn.bench import correctness, graphs, measure, memory, noise, record, session, suites, timing
 from fastnn.bench.layers import Conv, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
-from fastnn.bench.recurrent import Cell, Recurrence, SteppedLSTM
+from fastnn.bench.recurrent import Cell, Recurrence
 
 CPU = torch.device("cpu")
 LIMIT = {"copy_bytes_per_second": 1e10, "flops_per_second": 1e11}
@@ -193,15 +193,6 @@ def test_right_kernels_pass_and_wrong_ones_do_not(layer, dtype):
         assert correctness.fault(given, layer.fastnn, layout) is None
         said = correctness.fault(given, Wrong, layout)
         assert said is not None and said.startswith(("fastnn, forward", "fastnn, inference")), said
-
-
-def test_a_stepped_cell_is_torchs_sequence():
-    torch.manual_seed(0)
-    for bidirectional in (False, True):
-        layer = Recurrence(3, 5, 4, bidirectional)
-        lstm, inputs = layer.make(), layer.make_inputs(CPU, torch.float32)
-        for mine, theirs in zip(layer.call(SteppedLSTM(lstm), inputs), layer.call(lstm, inputs), strict=True):
-            torch.testing.assert_close(mine, theirs)
 
 
 # ---- timing, memory, noise ------------------------------------------------------------------------------------

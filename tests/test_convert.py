@@ -21,6 +21,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "BatchNorm1d": lambda: nn.BatchNorm1d(3),
     "BatchNorm2d": lambda: nn.BatchNorm2d(3),
     "BatchNorm3d": lambda: nn.BatchNorm3d(3),
+    "LSTM": lambda: nn.LSTM(3, 5),
     "LSTMCell": lambda: nn.LSTMCell(3, 5),
     "LazyConv2d": lambda: nn.LazyConv2d(4, 3),
     "LazyBatchNorm1d": lambda: nn.LazyBatchNorm1d(),
@@ -33,6 +34,7 @@ INPUT_SIZES = {
     "BatchNorm1d": (4, 3),
     "BatchNorm2d": (2, 3, 6, 7),
     "BatchNorm3d": (2, 3, 2, 3, 4),
+    "LSTM": (4, 2, 3),
     "LSTMCell": (2, 3),
 }
 
@@ -339,7 +341,7 @@ def test_pruned_layers():
         (lambda: Final(3, 3, 3), "Final cannot be subclassed: Final is final"),
         (lambda: nn.Conv2d(3, 3, 3, dtype=torch.complex64), "weight is torch.complex64"),
         (lambda: nn.SyncBatchNorm(3), "fastnn does not implement SyncBatchNorm"),
-        (lambda: nn.LSTM(3, 4), "fastnn does not implement LSTM"),
+        (lambda: nn.GRU(3, 4), "fastnn does not implement GRU"),
         (lambda: nn.Conv1d(3, 3, 3), "fastnn does not implement Conv1d"),
         (lambda: torch.ao.nn.quantized.Conv2d(3, 3, 3), "fastnn does not implement Conv2d"),
         (

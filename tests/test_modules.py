@@ -46,6 +46,8 @@ class Layer:
         if self.name == "LSTMCell" and len(inputs) == 3:
             inputs = [inputs[0], (inputs[1], inputs[2])]
         out = module(*inputs)
+        if self.name == "LSTM":
+            out = out[0]
         return torch.cat(out, -1) if isinstance(out, tuple) else out
 
     @property
@@ -71,6 +73,7 @@ LAYERS = [
     Layer("BatchNorm2d", (4,), {"affine": False}, IMAGE, "no affine"),
     Layer("BatchNorm2d", (4,), {"track_running_stats": False}, IMAGE, "no statistics"),
     Layer("BatchNorm3d", (4,), {"momentum": 0.3, "eps": 1e-3}, ((2, 4, 3, 2, 3),)),
+    Layer("LSTM", (4, 5), {"num_layers": 2, "bidirectional": True}, ((6, 3, 4),)),
     Layer("LSTMCell", (4, 5), {}, ((3, 4), (3, 5), (3, 5))),
     Layer("LSTMCell", (4, 5), {"bias": False}, ((3, 4), (3, 5), (3, 5)), "no bias"),
     Layer("LSTMCell", (4, 5), {}, ((3, 4),), "no state"),
@@ -408,7 +411,7 @@ def test_fastnn_nn_is_complete():
     missing = [name for name in dir(nn) if not name.startswith("_") and not hasattr(fastnn.nn, name)]
     assert not missing
     own = {cls.__name__ for cls in fastnn.nn.IMPLEMENTED}
-    assert {"Conv2d", "MaxPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LSTMCell"} <= own
+    assert {"Conv2d", "MaxPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LSTM", "LSTMCell"} <= own
     for name in dir(nn):
         if name.startswith("_") or name == "functional":
             continue

@@ -5,6 +5,7 @@
 #include "batch_norm.h"
 #include "conv.h"
 #include "lstm_cell.h"
+#include "lstm_sequence.h"
 #include "max_pool.h"
 
 // Every op with no workspace of its own: X(name, Params); with one: W(name, Params).
@@ -26,9 +27,11 @@
   W(lstm_cell_double_backward, LstmCellDoubleBackwardParams)
 
 // Ops that a backend may lack, with null entries: the bindings then do them by other ops.
-#define FASTNN_FOR_EACH_OPTIONAL_OP(X, W)     \
-  X(lstm_step_forward, LstmStepForwardParams) \
-  W(lstm_step_backward, LstmStepBackwardParams)
+#define FASTNN_FOR_EACH_OPTIONAL_OP(X, W)             \
+  X(lstm_step_forward, LstmStepForwardParams)         \
+  W(lstm_step_backward, LstmStepBackwardParams)       \
+  W(lstm_sequence_forward, LstmSequenceForwardParams) \
+  W(lstm_sequence_backward, LstmSequenceBackwardParams)
 
 namespace fastnn {
 

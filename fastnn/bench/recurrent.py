@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-import fastnn
 from fastnn.bench.layers import Cost, Layer
 
 
@@ -60,41 +59,9 @@ class Cell(Layer):
         return max(4 * self.hidden, self.batch)
 
 
-class SteppedLSTM(nn.Module):
-    """A one-layer LSTM as fastnn has it: its cell, stepped over time, for each direction.
-
-    Attributes:
-        cells: one for each direction, with the weights of the torch layer that it is made from.
-    """
-
-    def __init__(self, lstm: nn.LSTM) -> None:
-        super().__init__()
-        self.cells = nn.ModuleList()
-        for suffix in ("", "_reverse") if lstm.bidirectional else ("",):
-            cell = fastnn.nn.LSTMCell(lstm.input_size, lstm.hidden_size)
-            for name, parameter in list(cell.named_parameters()):
-                weights = getattr(lstm, f"{name}_l0{suffix}").detach().clone()
-                setattr(cell, name, nn.Parameter(weights, parameter.requires_grad))
-            self.cells.append(cell)
-
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As ``torch.nn.LSTM``: [T, B, I] and two [D, B, H] to [T, B, D H] and the last states."""
-        outputs, last = [], []
-        for direction, cell in enumerate(self.cells):
-            now = (state[0][direction], state[1][direction])
-            steps = []
-            for step in x.unbind(0) if direction == 0 else reversed(x.unbind(0)):
-                now = cell(step, now)
-                steps.append(now[0])
-            outputs.append(torch.stack(steps if direction == 0 else steps[::-1]))
-            last.append(now)
-        h, c = (torch.stack(states) for states in zip(*last, strict=True))
-        return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0], (h, c)
-
-
 @dataclass(frozen=True)
 class Recurrence(Layer):
-    """A one-layer LSTM over a sequence: torch's layer against fastnn's cell stepped over time."""
+    """A one-layer LSTM over a sequence."""
 
     op: ClassVar[str] = "lstm"
     amplifies: ClassVar[bool] = True
@@ -107,7 +74,7 @@ class Recurrence(Layer):
     def case(self) -> str:
         """See the class."""
         both = " bidirectional" if self.bidirectional else ""
-        return f"B{self.batch} T{self.time} H{self.hidden}{both}, cell stepped"
+        return f"B{self.batch} T{self.time} H{self.hidden}{both}"
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -117,11 +84,6 @@ class Recurrence(Layer):
     def make(self) -> nn.Module:
         """See the class."""
         return nn.LSTM(self.hidden, self.hidden, bidirectional=self.bidirectional)
-
-    def fastnn(self, layer: nn.Module) -> nn.Module:
-        """See the class."""
-        assert isinstance(layer, nn.LSTM)
-        return SteppedLSTM(layer)
 
     def make_inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See the class."""

@@ -35,7 +35,7 @@ from fastnn.nn.batchnorm import (
 )
 from fastnn.nn.conv import Conv2d, LazyConv2d
 from fastnn.nn.pooling import MaxPool2d
-from fastnn.nn.rnn import LSTMCell
+from fastnn.nn.rnn import LSTM, LSTMCell
 
 if TYPE_CHECKING:
     from torch.nn import *  # noqa: F403 - what falls through, for type checkers
@@ -45,6 +45,7 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     BatchNorm2d,
     BatchNorm3d,
     Conv2d,
+    LSTM,
     LSTMCell,
     LazyBatchNorm1d,
     LazyBatchNorm2d,
