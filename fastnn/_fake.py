@@ -422,7 +422,7 @@ def _lstm_layer(
         _empty(state, input),
         _empty(state, input),
         _wanted(save_for_backward, (rows, 4 * hidden), input),
-        _wanted(save_for_backward, y.shape, input),
+        _wanted(save_for_backward, (rows, hidden), input),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conv_cases import HOPPER_CASES, PRODUCTS
+from conv_cases import HOPPER_CASES
 from op_tester import make_inputs
 
 from fastnn import __version__
@@ -17,11 +17,13 @@ from fastnn import functional as F
 from fastnn._backend import _C
 from fastnn._cache import cache_directory
 from fastnn.testing.access_profile import access_profile
-from fastnn.testing.cases import CONV2D, lay_out
+from fastnn.testing.cases import CONV2D, Conv2dCase, lay_out
 from fastnn.testing.emulation import emulated_cuda, played_device
 
 pytestmark = pytest.mark.usefixtures("emulated")
-BY_ID = {case.id: case for case in (*CONV2D, *PRODUCTS, *HOPPER_CASES)}
+# A little more than one chunk of k, for few outputs.
+SPLITS = Conv2dCase(id="splits", shape=(1, 1088, 3, 3), filters=72, kernel=(1, 1))
+BY_ID = {case.id: case for case in (*CONV2D, *HOPPER_CASES, SPLITS)}
 DIRECTIONS = ["forward", "grad_input", "grad_weight"]
 
 
@@ -98,7 +100,7 @@ def test_ways_are_timed_once_and_the_fastest_is_used(direction, kept):
     assert len(second) == 1
     lines = lines_of(kept)
     assert len(first) == 4 * len(lines) + 1
-    assert len(lines) > 3
+    assert len(lines) > 1
     assert {line[0].split()[0] for line in lines} == {direction}
     times = [float(line[2]) for line in lines]
     assert times == sorted(times, reverse=True)
@@ -109,14 +111,7 @@ def test_ways_are_timed_once_and_the_fastest_is_used(direction, kept):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
     "case",
-    [
-        "hopper_tall_chunks",
-        "hopper_splits",
-        "hopper_stride_2",
-        "hopper_groups",
-        "product_chunks_of_one_tap",
-        "depthwise",
-    ],
+    ["hopper_square_edges", "hopper_stride_2", "hopper_groups", "depthwise", "splits"],
 )
 def test_every_way_is_right_and_used_where_the_file_says_so(case, direction, capability, kept):
     """By its name in the file, as another process would find it; ways with the bits of the default have them."""
@@ -147,12 +142,13 @@ def test_every_way_is_right_and_used_where_the_file_says_so(case, direction, cap
 def test_which_ways_there_are(kept):
     """Of a product that fills no device: Hopper's tiles, whole and split; those of mma.sync."""
     with benchmarking():
-        Call(BY_ID["hopper_splits"], "forward")()
+        Call(SPLITS, "forward")()
     assert {line[1] for line in lines_of(kept)} == {
         "wgmma square, 1 splits",
-        "wgmma square, 4 splits",
-        "wgmma tall, 4 splits",
-        "wgmma wide, 4 splits",
+        "wgmma square, 2 splits",
+        "wgmma tall, 1 splits",
+        "wgmma tall, 2 splits",
+        "wgmma wide, 2 splits",
         "mma large",
         "mma large split",
         "mma small",
@@ -161,7 +157,7 @@ def test_which_ways_there_are(kept):
 
 
 def test_deterministic_flags_keep_the_bits(kept):
-    call = Call(BY_ID["hopper_tall_chunks"], "grad_weight")
+    call = Call(BY_ID["hopper_square_edges"], "grad_weight")
     want, own = call()
     with benchmarking(deterministic=True):
         got, products = call()
@@ -195,8 +191,8 @@ def test_the_cpu_kernels_have_nothing_to_choose(kept):
 
 def test_convolutions_that_differ_have_choices_of_their_own(kept):
     """By shape, stride, layout, type, direction and alignment."""
-    x = torch.randn(2, 64, 9, 9).bfloat16().contiguous(memory_format=torch.channels_last)
-    w = torch.randn(72, 64, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 16, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    w = torch.randn(72, 16, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
     odd = torch.zeros(x.numel() + 1).bfloat16()[1:].as_strided(x.shape, x.stride(), 1).copy_(x)
     with benchmarking():
         for args, options in (
@@ -253,11 +249,11 @@ import fastnn
 from fastnn._backend import _C
 from fastnn.testing.emulation import emulated_cuda
 _C.set_conv_choices_directory({str(tmp_path / "file" / "below")!r})
-x = torch.randn(2, 64, 9, 9).bfloat16()
+x, w = torch.randn(2, 64, 9, 9).bfloat16(), torch.randn(136, 64, 3, 3).bfloat16()
 with emulated_cuda(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        fastnn.functional.conv2d(x, x[:, :, :3, :3])
+        fastnn.functional.conv2d(x, w)
 print([str(w.message) for w in seen])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

@@ -166,6 +166,8 @@ def test_nothing_to_do(samples, backend):
     assert output.shape == (3, samples, 4)
     assert not output.any()
     assert not h.any()
+    if not output.requires_grad:  # stepped over no time, nothing depends on anything
+        return
     (output.sum() + h.sum() + c.sum()).backward()
     assert not x.grad.any()
     assert not ours.weight_ih_l0.grad.any()

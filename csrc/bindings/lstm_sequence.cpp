@@ -35,7 +35,10 @@ struct Steps {
   int64_t N, T, rows;
   bool reverse;
   Indices lengths, step_rows, sample_rows, state_rows;
-  bool is_dense = true;  // every row is a step of a sample
+  // Of padded batches in which not every row is a step of a sample: the rows that are. Everything else then
+  // counts those alone, so that what lies between them costs nothing.
+  Indices taken;
+  bool is_dense = true;
 
   int64_t row(int64_t sample, int64_t step) const {
     return step_rows[reverse ? lengths[sample] - 1 - step : step] + sample_rows[sample];
@@ -46,6 +49,10 @@ struct Steps {
   }
   // Whether samples are numbered as the caller's.
   bool is_in_order() const { return std::is_sorted(state_rows.begin(), state_rows.end()); }
+
+  // The rows that are steps, of a tensor of all rows; and the reverse, with zeros between them.
+  at::Tensor take(const at::Tensor& all) const;
+  at::Tensor put(const at::Tensor& rows_taken, int64_t of) const;
 
   LstmSequence sequence(DType dtype, int64_t H) const {
     return {dtype, N, H, T, reverse, lengths.data(), step_rows.data(), sample_rows.data(), state_rows.data()};
@@ -111,13 +118,36 @@ Steps steps_of(const char* op, const at::Tensor& input, const OptionalTensor& ba
   s.sample_rows = s.state_rows;
   for (const int64_t n : s.state_rows) s.lengths.push_back(given[n]);
   s.T = s.N == 0 ? 0 : s.lengths[0];
-  for (int64_t t = 0; t < time; ++t) s.step_rows.push_back(t * s.N);
+  if (s.is_dense) {
+    for (int64_t t = 0; t < time; ++t) s.step_rows.push_back(t * s.N);
+    return s;
+  }
+  for (int64_t t = 0; t < s.T; ++t) {
+    s.step_rows.push_back(static_cast<int64_t>(s.taken.size()));
+    const int64_t active = s.active(t);
+    for (int64_t n = 0; n < active; ++n) s.taken.push_back(t * s.N + s.state_rows[n]);
+  }
+  std::iota(s.sample_rows.begin(), s.sample_rows.end(), 0);
+  s.rows = static_cast<int64_t>(s.taken.size());
   return s;
 }
 
 at::Tensor index_tensor(const Indices& indices, const at::Tensor& like) {
   return at::tensor(indices, at::kLong).to(like.device());
 }
+
+at::Tensor Steps::take(const at::Tensor& all) const {
+  return is_dense ? all : all.index_select(0, index_tensor(taken, all));
+}
+
+at::Tensor Steps::put(const at::Tensor& rows_taken, int64_t of) const {
+  if (is_dense) return rows_taken;
+  return rows_taken.new_zeros({of, rows_taken.size(1)})
+      .index_copy(0, index_tensor(taken, rows_taken), rows_taken);
+}
+
+// [T, N, X], or rows of it, as rows.
+at::Tensor flattened(const at::Tensor& t) { return t.reshape({-1, t.size(-1)}); }
 
 // Rows of a tensor by number; a view where they follow each other.
 at::Tensor rows_of(const at::Tensor& t, const Indices& indices) {
@@ -164,16 +194,22 @@ FiveTensors lstm_layer(const at::Tensor& input, const at::Tensor& h0, const at::
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
   check_layer(kOp, input, steps.N, h0, c0, w_ih, w_hh, b_ih, b_hh, std::nullopt);
   const int64_t H = w_hh.size(1);
-  const at::Tensor x = input.reshape({steps.rows, input.size(-1)}), w = w_hh.contiguous();
-  const at::Tensor h_begin = h0.contiguous(), c_begin = c0.contiguous();
+  const at::Tensor all = flattened(input), w = w_hh.contiguous();
+  const at::Tensor x = steps.take(all), h_begin = h0.contiguous(), c_begin = c0.contiguous();
   const at::Tensor bias = sum_of(value_or_undefined(b_ih), value_or_undefined(b_hh));
-  at::Tensor gates = bias.defined() ? at::addmm(bias, x, w_ih.t()) : at::mm(x, w_ih.t());
-  auto size = input.sizes().vec();
-  size.back() = H;
-  const auto make = [&](at::IntArrayRef s) {
-    return steps.is_dense ? at::empty(s, input.options()) : at::zeros(s, input.options());
-  };
-  at::Tensor y = make(size), c = save ? make(size) : absent(input.options());
+  // As many rows as the input has, of which the first are used.
+  at::Tensor gates = at::empty({all.size(0), 4 * H}, input.options());
+  at::Tensor c = save ? at::empty({all.size(0), H}, input.options()) : absent(input.options());
+  for (const at::Tensor& t : {gates, c}) {
+    if (t.size(0) > steps.rows) t.narrow(0, steps.rows, t.size(0) - steps.rows).zero_();
+  }
+  at::Tensor products = gates.narrow(0, 0, steps.rows);
+  if (bias.defined()) {
+    at::addmm_out(products, bias, x, w_ih.t());
+  } else {
+    at::mm_out(products, x, w_ih.t());
+  }
+  at::Tensor y = at::empty({steps.rows, H}, input.options());
   at::Tensor h_n = at::empty({steps.N, H}, input.options()), c_n = at::empty_like(h_n);
   BackendCall call(input);
   if (h_n.numel() > 0) {
@@ -189,14 +225,16 @@ FiveTensors lstm_layer(const at::Tensor& input, const at::Tensor& h0, const at::
     p.c_n = call.output(c_n);
     call(&Backend::lstm_sequence_forward, &Backend::lstm_sequence_forward_workspace, p);
   }
-  return {y, h_n, c_n, save ? gates : absent(input.options()), c};
+  auto size = input.sizes().vec();
+  size.back() = H;
+  return {steps.put(y, all.size(0)).view(size), h_n, c_n, save ? gates : absent(input.options()), c};
 }
 
 // The gradient of W_hh: the sum over all steps of the gates' gradient times h before the step.
 at::Tensor grad_w_hh(const Steps& steps, const at::Tensor& grad_gates, const at::Tensor& y,
                      const at::Tensor& h0) {
   const int64_t H = h0.size(1);
-  const at::Tensor rows = y.reshape({steps.rows, H});
+  const at::Tensor rows = steps.take(flattened(y));
   if (steps.is_dense && steps.is_in_order() && steps.T * steps.N == steps.rows) {
     // All samples have all steps: rows of a step follow those of the step before.
     const int64_t rest = steps.rows - steps.N;
@@ -204,7 +242,7 @@ at::Tensor grad_w_hh(const Steps& steps, const at::Tensor& grad_gates, const at:
     const at::Tensor others = grad_gates.narrow(0, steps.reverse ? 0 : steps.N, rest);
     return at::addmm(at::mm(first.t(), h0), others.t(), rows.narrow(0, steps.reverse ? steps.N : 0, rest));
   }
-  Indices before(steps.rows, steps.rows);  // rows that no sample has, whose gradient is 0, see some row
+  Indices before(steps.rows);
   for (int64_t n = 0; n < steps.N; ++n) {
     for (int64_t step = 0; step < steps.lengths[n]; ++step) {
       before[steps.row(n, step)] = step == 0 ? steps.rows + steps.state_rows[n] : steps.row(n, step - 1);
@@ -233,10 +271,10 @@ SixTensors lstm_layer_backward(const OptionalTensor& grad_y, const OptionalTenso
                 ": gradients must have the shapes and type of what forward returned, got ",
                 (*given[i])->sizes(), " of ", (*given[i])->scalar_type(), ", expected ", sizes[i], " of ",
                 input.scalar_type());
-    grads[i] = (*given[i])->contiguous();
+    grads[i] = i == 0 ? steps.take(flattened(**given[i])).contiguous() : (*given[i])->contiguous();
   }
-  at::Tensor grad_gates =
-      steps.is_dense ? at::empty({steps.rows, 4 * H}, options) : at::zeros({steps.rows, 4 * H}, options);
+  const at::Tensor all = flattened(input);
+  at::Tensor grad_gates = at::empty({steps.rows, 4 * H}, options);
   at::Tensor grad_h0 = at::empty(h0.sizes(), options), grad_c0 = at::empty(c0.sizes(), options);
   const at::Tensor w = w_hh.contiguous(), c_begin = c0.contiguous();
   BackendCall call(input);
@@ -256,10 +294,10 @@ SixTensors lstm_layer_backward(const OptionalTensor& grad_y, const OptionalTenso
     call(&Backend::lstm_sequence_backward, &Backend::lstm_sequence_backward_workspace, p);
   }
   const auto wanted = [&](size_t i, const auto& make) { return output_mask[i] ? make() : absent(options); };
-  return {wanted(0, [&] { return at::mm(grad_gates, w_ih).view(input.sizes()); }),
+  return {wanted(0, [&] { return steps.put(at::mm(grad_gates, w_ih), all.size(0)).view(input.sizes()); }),
           wanted(1, [&] { return grad_h0; }),
           wanted(2, [&] { return grad_c0; }),
-          wanted(3, [&] { return at::mm(grad_gates.t(), input.reshape({steps.rows, input.size(-1)})); }),
+          wanted(3, [&] { return at::mm(grad_gates.t(), steps.take(all)); }),
           wanted(4, [&] { return grad_w_hh(steps, grad_gates, y, h0); }),
           wanted(5, [&] { return grad_gates.sum(0); })};
 }
@@ -274,11 +312,18 @@ const auto& lstm_cell_op() {
   return op;
 }
 
+const auto& pointwise_op() {
+  static const auto op =
+      find_op<TwoTensors(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const at::Tensor&)>(
+          "fastnn::lstm_cell_pointwise");
+  return op;
+}
+
 // One layer in one direction, of ops that are differentiable themselves.
 ThreeTensors step_through(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
                           const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
                           const OptionalTensor& b_hh, const OptionalTensor& w_hr, const Steps& steps) {
-  const at::Tensor x = input.reshape({steps.rows, input.size(-1)});
+  const at::Tensor x = steps.take(flattened(input));
   at::Tensor h = rows_of(h0, steps.state_rows), c = rows_of(c0, steps.state_rows);
   // What is known of each step, and the states of samples that have ended, the shortest first.
   std::vector<at::Tensor> y, h_last, c_last;
@@ -290,13 +335,20 @@ ThreeTensors step_through(const at::Tensor& input, const at::Tensor& h0, const a
     h = h.narrow(0, 0, from);
     c = c.narrow(0, 0, from);
   };
-  for (int64_t step = 0; step < steps.T; ++step) {
-    const int64_t active = steps.active(step);
+  const auto step = [&](const at::Tensor& x_t, const at::Tensor& h_before, const at::Tensor& c_before) {
+    if (!w_hr.has_value()) return lstm_cell_op().call(x_t, h_before, c_before, w_ih, w_hh, b_ih, b_hh);
+    const at::Tensor gates = at::addmm(at::linear(x_t, w_ih), h_before, w_hh.t());
+    const auto type = at::promote_types(gates.scalar_type(), c_before.scalar_type());
+    const auto in_type = [&](const OptionalTensor& t) { return t.has_value() ? some(t->to(type)) : t; };
+    auto [hy, cy] = pointwise_op().call(gates.to(type), in_type(b_ih), in_type(b_hh), c_before.to(type));
+    return TwoTensors{at::linear(hy, *w_hr), cy};
+  };
+  for (int64_t t = 0; t < steps.T; ++t) {
+    const int64_t active = steps.active(t);
     end(active);
     Indices rows(active);
-    for (int64_t n = 0; n < active; ++n) rows[n] = steps.row(n, step);
-    std::tie(h, c) = lstm_cell_op().call(rows_of(x, rows), h, c, w_ih, w_hh, b_ih, b_hh);
-    if (w_hr.has_value()) h = at::linear(h, *w_hr);
+    for (int64_t n = 0; n < active; ++n) rows[n] = steps.row(n, t);
+    std::tie(h, c) = step(rows_of(x, rows), h, c);
     y.push_back(h);
     order.insert(order.end(), rows.begin(), rows.end());
   }
@@ -312,16 +364,11 @@ ThreeTensors step_through(const at::Tensor& input, const at::Tensor& h0, const a
   };
   auto size = input.sizes().vec();
   size.back() = h0.size(1);
-  at::Tensor all;
-  if (y.empty()) {
-    all = x.new_zeros({steps.rows, size.back()});
-  } else {
-    all = at::cat(y);
-    if (!std::is_sorted(order.begin(), order.end()) || static_cast<int64_t>(order.size()) != steps.rows) {
-      all = all.new_zeros({steps.rows, size.back()}).index_copy(0, index_tensor(order, x), all);
-    }
+  at::Tensor all = y.empty() ? x.new_zeros({0, size.back()}) : at::cat(y);
+  if (!std::is_sorted(order.begin(), order.end())) {
+    all = at::zeros_like(all).index_copy(0, index_tensor(order, x), all);
   }
-  return {all.view(size), by_caller(h_last, h0), by_caller(c_last, c0)};
+  return {steps.put(all, flattened(input).size(0)).view(size), by_caller(h_last, h0), by_caller(c_last, c0)};
 }
 
 // ---- autograd

@@ -12,6 +12,7 @@
 // (conv_variant.h).
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <type_traits>
 
 #include "../ops/conv.h"
@@ -125,7 +126,8 @@ void list_variants(Params p, ConvVariant* variants, int& count) {
   const ConvWay first = way_of_kernels(own, p);
   count = 0;
   const auto add = [&](int32_t number, bool same_bits, const ConvWay& way) {
-    if (count == kMaxConvVariants) return;
+    const auto is_same = [&](const ConvVariant& v) { return std::strcmp(v.name, way.name) == 0; };
+    if (count == kMaxConvVariants || std::any_of(variants, variants + count, is_same)) return;
     ConvVariant& variant = variants[count++];
     variant.number = number;
     variant.same_bits = same_bits;
