@@ -16,9 +16,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BIN := $(VENV)/bin
 TOOLS := $(VENV)/.tools-$(TORCH)
 BUILT := $(VENV)/.built-$(TORCH)
+DISASSEMBLER := .venv-cuda/.disassembler
 SOURCES := $(shell find csrc tests/emulator -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test build lint format cuda-report clean
+.PHONY: demo test build lint format cuda-report cuda-sass clean
 
 demo: build
 	$(BIN)/fastnn demo $(ARGS)
@@ -50,8 +51,18 @@ format: build
 
 # Registers, shared memory and spills of every kernel, as nvcc reports them; needs nvcc, no GPU.
 cuda-report:
-	$(PYTHON) tools/cuda_resources.py --out build/cuda_resources.json \
+	$(PYTHON) tools/cuda_resources.py --objects build/cuda_objects --out build/cuda_resources.json \
 	  --compare benchmarks/results/cuda_resources.json $(ARGS)
+
+# Instructions of the tensor-core kernels. Of the report's objects and the CUDA build's it takes what is up to date.
+cuda-sass: $(DISASSEMBLER)
+	.venv-cuda/bin/python tools/cuda_sass.py --objects build/cuda_objects build/cmake-cuda \
+	  --compare benchmarks/results/cuda_sass.json $(ARGS)
+
+$(DISASSEMBLER): constraints.txt
+	[ -x .venv-cuda/bin/python ] || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet -c constraints.txt nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	touch $@
 
 clean:
 	rm -rf build $(VENV) fastnn/*.so fastnn/_build.json *.egg-info

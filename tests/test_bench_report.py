@@ -477,7 +477,7 @@ def test_exit_status_and_output(pair, tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with two machines' records and the three other kinds that results have."""
+    """A folder with two machines' records and the other kinds that results have."""
     results = tmp_path / "benchmarks" / "results"
     newest = make_record()
     newest["rows"][2]["noisy"] = "load average 2.1"
@@ -489,6 +489,7 @@ def checkout(tmp_path: Path) -> Path:
     kernel = {"file": "conv.cu", "arch": "sm_80", "shared_bytes": 1024, "stack_bytes": 0, "spill_store_bytes": 0}
     kernels = [{**kernel, "registers": r, "stack_bytes": r // 255} for r in (40, 255)]
     write(results / "cuda_resources.json", {"nvcc": "13.0", "rows": kernels})
+    write(results / "cuda_sass.json", {"nvcc": "13.0", "rows": []})
     accesses = {"asked_bytes": 50, "moved_bytes": 100, "ideal_wavefronts": 4, "wavefronts": 6, "efficiency": 0.5}
     row = {"op": "conv2d", "dtype": "float32", "direction": "forward", "kernels": [{"name": "k", **accesses}]}
     write(results / "memory_efficiency.json", {"commit": "abc", "rows": [row]})

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+import cuda_resources as tool
 import pytest
-
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "cuda_resources.py"
-spec = importlib.util.spec_from_file_location("cuda_resources", TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
 
 
 def kernel(name: str, registers: int = 40, shared: int = 1024, arch: str = "sm_80") -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import memory_efficiency as tool
 import pytest
 import torch
 
@@ -177,11 +177,6 @@ def test_an_op_is_profiled() -> None:
 def test_tool_reports_and_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    path = Path(__file__).resolve().parent.parent / "tools" / "memory_efficiency.py"
-    spec = importlib.util.spec_from_file_location("memory_efficiency", path)
-    tool = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, tool)
-    spec.loader.exec_module(tool)
     record = tmp_path / "record.json"
     monkeypatch.setattr(sys, "argv", ["tool", "--only", "max_pool2d 2x2", "--dtypes", "float32", "--json", str(record)])
     assert tool.main() == 0

@@ -1,13 +1,14 @@
 """Compiles every CUDA kernel and reports what each needs of a multiprocessor; fails on spills.
 
-    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--log FILE] [--out FILE.json] [--compare FILE.json]
+    python tools/cuda_resources.py [--archs sm_80 sm_90a] [--log FILE] [--objects FOLDER] [--out FILE.json]
+        [--compare FILE.json]
 
 Needs nvcc (on PATH or in $CUDACXX) and no GPU. One row per kernel and architecture, from ptxas: registers a
 thread, shared memory and constant bank of a block in bytes, stack frame and spills of a thread in bytes. Spilled
 registers and stack frames go through local memory, at a hundred times a register's cost, so any is an error.
 
 With --log it takes what nvcc has said in a build (of one architecture, by Ninja) as well, and compiles the other
-architectures alone.
+architectures alone. With --objects what it compiles is kept, for tools/cuda_sass.py.
 
 With --compare it fails as well where a kernel wants more than an earlier report says, or where the two do not have the
 same kernels, so that a regression shows without a GPU. Compilers differ: of another release of nvcc than the report's
@@ -17,31 +18,19 @@ nothing is compared. A change that is meant is kept by writing the report anew w
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import cuda_compiler
+
 ENTRY = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
-
-
-def demangle(names: list[str]) -> list[str]:
-    """The kernels' names as C++ writes them, without parameters; as they are where there is no c++filt."""
-    tool = shutil.which("cu++filt") or shutil.which("c++filt")
-    if tool is None or not names:
-        return names
-    out = subprocess.run([tool], input="\n".join(names), text=True, capture_output=True, check=True).stdout
-    whole = [line.replace("(anonymous namespace)::", "") for line in out.splitlines()]
-    return [line.split(">(")[0] + ">" if ">(" in line else line.split("(")[0] for line in whole]
 
 
 def parse(log: str) -> list[dict]:
@@ -69,25 +58,8 @@ def parse_build(log: str) -> list[dict]:
     return [{"file": name, **row} for name, said in zip(pieces[1::2], pieces[2::2], strict=True) for row in parse(said)]
 
 
-def compile_one(nvcc: str, source: Path, arch: str, directory: str) -> tuple[str, list[dict]]:
-    """Compiles one file for one architecture: the log where it failed, and its rows."""
-    command = [nvcc, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DFASTNN_BACKEND=cuda", "-Xptxas=-v"]
-    command += [f"-gencode=arch={arch.replace('sm_', 'compute_')},code={arch}", "-c", str(source)]
-    command += ["-o", f"{directory}/{source.stem}.{arch}.o"]
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
-    log = done.stdout + done.stderr
-    return (log if done.returncode else ""), [{"file": source.name, **row} for row in parse(log)]
-
-
 # Registers that a kernel may gain before it counts: what an unrelated edit may do to the compiler's choices.
 MORE_REGISTERS = 8
-
-
-def release_of(nvcc: str) -> str:
-    """The compiler's release, as 13.0."""
-    text = subprocess.run([nvcc, "--version"], text=True, capture_output=True, check=True).stdout
-    match = re.search(r"release (\d+\.\d+)", text)
-    return match[1] if match else "unknown"
 
 
 def compare(rows: list[dict], kept: list[dict]) -> list[str]:
@@ -113,29 +85,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archs", nargs="+", default=["sm_80", "sm_90a"])
     parser.add_argument("--log", type=Path, help="what a build has printed, whose architecture need not be compiled")
+    parser.add_argument("--objects", type=Path, help="keep the objects in this folder")
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
     parser.add_argument("--compare", type=Path, help="fail where a kernel wants more than this report says")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    nvcc = cuda_compiler.find_nvcc()
     if nvcc is None:
-        print("no nvcc: put the CUDA toolkit's bin directory on PATH or set CUDACXX", file=sys.stderr)
+        print(cuda_compiler.NO_NVCC, file=sys.stderr)
         return 2
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    release = cuda_compiler.release_of(nvcc)
+    sources = sorted(cuda_compiler.KERNELS.glob("*.cu"))
     built = parse_build(arguments.log.read_text(encoding="utf-8")) if arguments.log else []
     if arguments.log and {row["file"] for row in built} != {source.name for source in sources}:
         print(f"{arguments.log} has not said of every file what its kernels need", file=sys.stderr)
         return 1
     archs = [arch for arch in arguments.archs if arch not in {row["arch"] for row in built}]
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool,
-    ):
-        jobs = [pool.submit(compile_one, nvcc, s, a, directory) for s in sources for a in archs]
-        results = [job.result() for job in jobs]
-    failures = [log for log, _ in results if log]
-    rows = built + [row for _, part in results for row in part]
-    for row, name in zip(rows, demangle([row["kernel"] for row in rows]), strict=True):
+    with tempfile.TemporaryDirectory() as directory:
+        wanted = [(source, arch) for source in sources for arch in archs]
+        done = cuda_compiler.compile_all(nvcc, wanted, arguments.objects or Path(directory), arguments.jobs)
+    failures = [log for _, compiled, log in done if not compiled]
+    rows = built + [{"file": source.name, **row} for source, _, log in done for row in parse(log)]
+    for row, name in zip(rows, cuda_compiler.demangle([row["kernel"] for row in rows]), strict=True):
         row["kernel"] = name
     spilled = [r for r in rows if r.get("stack_bytes") or r.get("spill_store_bytes") or r.get("spill_load_bytes")]
     print(f"{'arch':8}{'regs':>5}{'shared':>8}{'stack':>7}{'spill':>7}  kernel")
@@ -146,14 +117,14 @@ def main() -> int:
         )
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"nvcc": release_of(nvcc), "rows": rows}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"nvcc": release, "rows": rows}, indent=1) + "\n")
     worse = []
     if arguments.compare:
         kept = json.loads(arguments.compare.read_text(encoding="utf-8"))
-        if kept["nvcc"] == release_of(nvcc):
+        if kept["nvcc"] == release:
             worse = compare(rows, kept["rows"])
         else:
-            print(f"{arguments.compare} is of nvcc {kept['nvcc']}, this is {release_of(nvcc)}: not compared")
+            print(f"{arguments.compare} is of nvcc {kept['nvcc']}, this is {release}: not compared")
     for log in failures:
         print(log, file=sys.stderr)
     for row in spilled:

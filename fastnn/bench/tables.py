@@ -102,6 +102,8 @@ def collect(folder: Path) -> Results:
     found = []
     for path in sorted(folder.glob("**/*.json")):
         within = path.relative_to(folder)
+        if within == Path("cuda_sass.json"):
+            continue  # tools/cuda_sass.py compares with it; it has no figures to show
         if within == Path("cuda_resources.json"):
             results.resources = _parse(path)["rows"]
         elif within == Path("memory_efficiency.json"):

@@ -396,15 +396,25 @@ CONV2D = (
     _conv("depthwise_16", (2, 16, 6, 7), 16, (3, 3), groups=16, padding=1, small=True),
     # Long sums: 540 terms forward, 1152 in the gradient of the input, which kernels may split and add up again.
     _conv("deep", (1, 60, 4, 5), 128, (3, 3), padding=1, crosses_tile=True),
-    # So many groups of 66 x 66 x 66 that the largest tiles alone fill a GPU; in the types that have such tiles.
+    # The fewest groups of 66 x 66 x 66 for which the largest tiles are the faster ones, by CUDA cores and by tensor
+    # cores (csrc/cuda/conv_mma_plan.cuh).
     _conv(
-        "groups_132_of_66",
-        (1, 132 * 66, 1, 66),
-        132 * 66,
+        "groups_34_of_66",
+        (1, 34 * 66, 1, 66),
+        34 * 66,
         (1, 1),
-        groups=132,
+        groups=34,
         crosses_tile=True,
-        dtypes=(torch.float32, torch.bfloat16),
+        dtypes=(torch.float32,),
+    ),
+    _conv(
+        "groups_67_of_66",
+        (1, 67 * 66, 1, 66),
+        67 * 66,
+        (1, 1),
+        groups=67,
+        crosses_tile=True,
+        dtypes=(torch.bfloat16,),
     ),
     # Stride, padding, dilation.
     _conv("stride_2", (2, 3, 9, 10), 4, (3, 3), stride=2, padding=1, small=True),

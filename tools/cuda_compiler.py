@@ -1,0 +1,61 @@
+"""nvcc as the reports of the CUDA kernels use it: where it is, which release, one file compiled, kernels' names."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "cuda"
+NO_NVCC = "no nvcc: put the CUDA toolkit's bin directory on PATH or set CUDACXX"
+
+
+def find_nvcc() -> str | None:
+    """The compiler: $CUDACXX, or what is on PATH."""
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+def release_of(nvcc: str) -> str:
+    """The compiler's release, as 13.0."""
+    text = subprocess.run([nvcc, "--version"], text=True, capture_output=True, check=True).stdout
+    match = re.search(r"release (\d+\.\d+)", text)
+    return match[1] if match else "unknown"
+
+
+def object_of(source: Path, arch: str, directory: Path) -> Path:
+    """Where the object of a file for one architecture lies."""
+    return directory / f"{source.stem}.{arch}.o"
+
+
+def compile_one(nvcc: str, source: Path, arch: str, directory: Path) -> tuple[bool, str]:
+    """Compiles one file for one architecture: whether that went well, and what the compiler has said."""
+    command = [nvcc, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DFASTNN_BACKEND=cuda", "-Xptxas=-v"]
+    command += [f"-gencode=arch={arch.replace('sm_', 'compute_')},code={arch}", "-c", str(source)]
+    command += ["-o", str(object_of(source, arch, directory))]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def compile_all(
+    nvcc: str, wanted: Iterable[tuple[Path, str]], directory: Path, jobs: int
+) -> list[tuple[Path, bool, str]]:
+    """Compiles pairs of a file and an architecture, some at a time: each file with what ``compile_one`` says."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        running = [(source, pool.submit(compile_one, nvcc, source, arch, directory)) for source, arch in wanted]
+        return [(source, *job.result()) for source, job in running]
+
+
+def demangle(names: list[str]) -> list[str]:
+    """The kernels' names as C++ writes them, without parameters; as they are where there is no c++filt."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    if tool is None or not names:
+        return names
+    out = subprocess.run([tool], input="\n".join(names), text=True, capture_output=True, check=True).stdout
+    whole = [line.replace("(anonymous namespace)::", "") for line in out.splitlines()]
+    return [line.split(">(")[0] + ">" if ">(" in line else line.split("(")[0] for line in whole]
