@@ -147,8 +147,6 @@ def test_which_ways_there_are(kept):
         "wgmma square, 1 splits",
         "wgmma square, 2 splits",
         "wgmma tall, 1 splits",
-        "wgmma tall, 2 splits",
-        "wgmma wide, 2 splits",
         "mma large",
         "mma large split",
         "mma small",

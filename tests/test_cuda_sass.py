@@ -9,7 +9,9 @@ import cuda_sass as tool
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MMA = "void fastnn::cuda::conv_mma_kernel<fastnn::cuda::MmaTile<64, 64, 2, 2, 3>, fastnn::cuda::PlanesLoader<float> >"
+MMA = (
+    "void fastnn::cuda::conv_product_kernel<fastnn::cuda::MmaTile<64, 64, 2, 2, 3>, fastnn::cuda::PlanesLoader<float> >"
+)
 FMA = MMA.replace("MmaTile<64, 64, 2, 2, 3>", "FmaTile<64, 64, 4>")
 WGMMA = "void fastnn::cuda::conv_wgmma_kernel<float, fastnn::cuda::WgmmaTile<64, 256, true, false> >"
 
@@ -101,7 +103,7 @@ def test_single_elements_of_half_types_need_no_asynchronous_copies():
 
 def test_a_rule_that_finds_no_kernel_is_said():
     said = tool.broken([kernel("conv", "HMMA.16816.F32")])
-    assert said and all(line.startswith("no kernel named conv_mma_kernel") for line in said)
+    assert said and all(line.startswith("no kernel named conv_product_kernel") for line in said)
 
 
 @pytest.mark.parametrize(

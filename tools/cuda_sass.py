@@ -33,7 +33,7 @@ from pathlib import Path
 
 import cuda_compiler
 
-FILES = ("conv_mma.cu", "conv_wgmma.cu")
+FILES = ("conv_product.cu", "conv_wgmma.cu")
 # Multiplications by tensor cores, of a warp and of a warpgroup, and by CUDA cores; asynchronous copies to shared memory
 # (cp.async and TMA), mbarriers; matrices between shared memory and fragments; local memory.
 OPCODES = ("HMMA", "HGMMA", "FFMA", "LDGSTS", "UTMALDG", "SYNCS", "LDSM", "STSM", "LDL", "STL")
@@ -72,12 +72,12 @@ class Rule:
 
 RULES = (
     Rule("", refuses=("LDL", "STL")),
-    Rule(r"conv_mma_kernel<[\w:]*\bMmaTile", needs=("HMMA",)),
-    Rule(r"conv_mma_kernel<[\w:]*\bFmaTile", needs=("FFMA",), refuses=("HMMA",)),
+    Rule(r"conv_product_kernel<[\w:]*\bMmaTile", needs=("HMMA",)),
+    Rule(r"conv_product_kernel<[\w:]*\bFmaTile", needs=("FFMA",), refuses=("HMMA",)),
     # cp.async copies 4 bytes at least, single elements of half types are loaded and stored.
-    Rule(r"conv_mma_kernel<", needs=("LDGSTS",), unless=r"PositionElementsLoader<(__half|__nv_bfloat16)"),
-    # ldmatrix does not transpose floats, and here both operands would need it (conv_mma_tiles.cuh).
-    Rule(r"conv_mma_kernel<[\w:]*\bMmaTile", needs=("LDSM",), unless=r"PositionVectorsLoader<float"),
+    Rule(r"conv_product_kernel<", needs=("LDGSTS",), unless=r"PositionElementsLoader<(__half|__nv_bfloat16)"),
+    # ldmatrix does not transpose floats, and here both operands would need it (conv_product_tiles.cuh).
+    Rule(r"conv_product_kernel<[\w:]*\bMmaTile", needs=("LDSM",), unless=r"PositionVectorsLoader<float"),
     # A warpgroup's products are not a warp's; for others than Hopper the body is empty.
     Rule(r"conv_wgmma_kernel<", needs=("HGMMA", "UTMALDG", "SYNCS"), refuses=("HMMA",), archs=("sm_90a",)),
 )
@@ -148,7 +148,7 @@ def find_object(cuobjdump: str, source: Path, arch: str, folders: list[Path]) ->
     for folder in folders:
         for path in (cuda_compiler.object_of(source, arch, folder), *sorted(folder.rglob(f"{source.name}.o"))):
             if path.exists() and path.stat().st_mtime >= newest:
-                # Its cubins, one a line, by names such as conv_mma.1.sm_90a.cubin.
+                # Its cubins, one a line, by names such as conv_product.1.sm_90a.cubin.
                 listed = subprocess.run([cuobjdump, "-lelf", path], text=True, capture_output=True, check=False)
                 if f".{arch}.cubin" in listed.stdout:
                     return path

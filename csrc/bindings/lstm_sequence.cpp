@@ -508,11 +508,15 @@ bool has_recurrence(const at::Tensor& input, std::initializer_list<const at::Ten
          (!b_ih.has_value() || fits(*b_ih)) && (!b_hh.has_value() || fits(*b_hh));
 }
 
+// Steps for which packing the weights does not pay: the cell reads them where they are.
+constexpr int64_t kFewSteps = 3;
+
 ThreeTensors lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0, const at::Tensor& w_ih,
                   const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                   const OptionalTensor& w_hr, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                   bool reverse) {
-  if (!w_hr.has_value() && has_recurrence(input, {&h0, &c0, &w_ih, &w_hh}, b_ih, b_hh)) {
+  const c10::SymInt time = (batch_sizes.has_value() ? *batch_sizes : input).sym_size(0);
+  if (!w_hr.has_value() && time > kFewSteps && has_recurrence(input, {&h0, &c0, &w_ih, &w_hh}, b_ih, b_hh)) {
     auto [y, h_n, c_n, gates, c] =
         layer_op().call(input, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reverse, false);
     return {y, h_n, c_n};

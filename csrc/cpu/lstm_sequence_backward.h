@@ -21,6 +21,7 @@ class SequenceBackward {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
   static constexpr int64_t L = kLanes<acc_t>;
+  static constexpr int64_t kPanelVecs = kMaxVecs > 1 ? 2 : 1;
 
   explicit SequenceBackward(const LstmSequenceBackwardParams& p)
       : p_(p), s_(p.in), rows_{p.in}, plan_(p.in), weights_(static_cast<acc_t*>(p.workspace)) {
@@ -39,8 +40,7 @@ class SequenceBackward {
   void run() const {
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
-      const int64_t vecs = last - first;
-      pack(first, vecs);
+      pack(first, last);
       for (int64_t n = 0; n < s_.N; ++n) {
         if (s_.lengths[n] == 0) begin(n, first, last);
       }
@@ -53,11 +53,13 @@ class SequenceBackward {
         }
         barrier.wait();
         // The sums take the place of the states' gradients, which are spent.
-        const int64_t unit = first * L;
-        for (int64_t n = 0; n < active && vecs > 0; n += kMaxRows) {
-          multiply_rows(std::min(kMaxRows, active - n), vecs, of_step + n * 4 * s_.H, 4 * s_.H,
-                        weights_ + first * L * 4 * s_.H, vecs * L, 4 * s_.H, grad_h_ + n * plan_.units + unit,
-                        plan_.units);
+        for (int64_t vec = first; vec < last; vec += kPanelVecs) {
+          const int64_t panel = std::min(kPanelVecs, last - vec);
+          for (int64_t n = 0; n < active; n += kSampleBlock) {
+            multiply_block(std::min(kSampleBlock, active - n), panel, of_step + n * 4 * s_.H, 4 * s_.H,
+                           weights_ + vec * L * 4 * s_.H, 4 * s_.H, grad_h_ + n * plan_.units + vec * L,
+                           plan_.units);
+          }
         }
       }
       for (int64_t n = 0; n < s_.N; ++n) {
@@ -67,14 +69,16 @@ class SequenceBackward {
   }
 
  private:
-  // A thread's columns of W_hh: [4H][its units], behind those of the threads before it.
-  void pack(int64_t first, int64_t vecs) const {
+  // A thread's columns of W_hh, by panels: [4H][kPanelVecs vectors].
+  void pack(int64_t first, int64_t last) const {
     const auto* const w = static_cast<const scalar_t*>(p_.w_hh);
-    acc_t* const packed = weights_ + first * L * 4 * s_.H;
-    for (int64_t row = 0; row < 4 * s_.H; ++row) {
-      for (int64_t v = 0; v < vecs; ++v) {
-        const int64_t unit = (first + v) * L;
-        load_acc(w + row * s_.H + unit, std::min(L, s_.H - unit)).store(packed + (row * vecs + v) * L);
+    for (int64_t vec = first; vec < last; vec += kPanelVecs) {
+      const int64_t panel = std::min(kPanelVecs, last - vec);
+      acc_t* packed = weights_ + vec * L * 4 * s_.H;
+      for (int64_t row = 0; row < 4 * s_.H; ++row) {
+        for (int64_t v = vec; v < vec + panel; ++v, packed += L) {
+          load_acc(w + row * s_.H + v * L, std::min(L, s_.H - v * L)).store(packed);
+        }
       }
     }
   }

@@ -21,16 +21,19 @@ class SequenceForward {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
   static constexpr int64_t L = kLanes<acc_t>;
+  static constexpr int64_t kSamplesAhead = 2;
 
   explicit SequenceForward(const LstmSequenceForwardParams& p)
       : p_(p), s_(p.in), rows_{p.in}, plan_(p.in), weights_(static_cast<acc_t*>(p.workspace)) {
     h_[0] = weights_ + 4 * plan_.units * s_.H;
     h_[1] = h_[0] + s_.N * plan_.units;
     c_ = h_[1] + s_.N * plan_.units;
+    sums_ = c_ + s_.N * plan_.units;
   }
 
   int64_t bytes() const {
-    return (4 * plan_.units * s_.H + 3 * s_.N * plan_.units) * static_cast<int64_t>(sizeof(acc_t));
+    const int64_t sums = std::min(s_.N, kSampleBlock) * 4 * plan_.units;
+    return (4 * plan_.units * s_.H + 3 * s_.N * plan_.units + sums) * static_cast<int64_t>(sizeof(acc_t));
   }
 
   void run() const {
@@ -44,8 +47,8 @@ class SequenceForward {
       int64_t active = s_.N;
       for (int64_t step = 0; step < s_.T; ++step) {
         active = rows_.active(step, active);
-        for (int64_t vec = first; vec < last; ++vec) {
-          for (int64_t n = 0; n < active; n += kMaxRows) compute(vec, step, n, std::min(kMaxRows, active - n));
+        for (int64_t n = 0; n < active; n += kSampleBlock) {
+          compute(first, last, step, n, std::min(kSampleBlock, active - n));
         }
         barrier.wait();
       }
@@ -90,38 +93,50 @@ class SequenceForward {
     store_acc(static_cast<scalar_t*>(p_.c_n) + to, c, count);
   }
 
-  // A vector of units of `count` samples in one step.
-  void compute(int64_t vec, int64_t step, int64_t sample, int64_t samples) const {
-    const int64_t H = s_.H, unit = vec * L, count = std::min(L, H - unit);
-    const acc_t* const before = h_[step % 2];
-    acc_t* const after = h_[(step + 1) % 2];
-    alignas(64) acc_t sums[kMaxRows * 4 * L];
-    multiply_rows(samples, 4, before + sample * plan_.units, plan_.units, weights_ + vec * 4 * L * H, 4 * L, H,
-                  sums, 4 * L);
-    auto* const all_gates = static_cast<scalar_t*>(p_.gates);
+  // The units of vectors [first, last) of some samples in one step. All products come first, so that what
+  // follows goes through the gates in memory by runs and not by single lines.
+  void compute(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
+    const int64_t pitch = (last - first) * 4 * L;
+    acc_t* const sums = sums_ + std::min(s_.N, kSampleBlock) * first * 4 * L;
+    for (int64_t vec = first; vec < last; ++vec) {
+      multiply_block(samples, 4, h_[step % 2] + sample * plan_.units, plan_.units,
+                     weights_ + vec * 4 * L * s_.H, s_.H, sums + (vec - first) * 4 * L, pitch);
+    }
     for (int64_t m = 0; m < samples; ++m) {
-      const int64_t n = sample + m, row = rows_.row(n, step), state = n * plan_.units + unit;
-      scalar_t* const gates = all_gates + row * 4 * H + unit;
-      const auto pre_activation = [&](int64_t gate) {
-        return V::loadu(sums + (m * 4 + gate) * L) +
-               load_acc(static_cast<const scalar_t*>(gates + gate * H), count);
-      };
-      const V i = sigmoid(pre_activation(0)), f = sigmoid(pre_activation(1));
-      const V g = hyperbolic_tangent(pre_activation(2)), o = sigmoid(pre_activation(3));
-      const V c = f * V::loadu(c_ + state) + i * g, h = o * hyperbolic_tangent(c);
+      const scalar_t* const ahead =
+          static_cast<const scalar_t*>(p_.gates) +
+          rows_.row(std::min(sample + m + kSamplesAhead, sample + samples - 1), step) * 4 * s_.H;
+      for (int64_t vec = first; vec < last; ++vec) {
+        for (int64_t gate = 0; gate < 4; ++gate) __builtin_prefetch(ahead + gate * s_.H + vec * L, 1);
+        activate(vec, step, sample + m, sums + m * pitch + (vec - first) * 4 * L);
+      }
+    }
+  }
+
+  void activate(int64_t vec, int64_t step, int64_t n, const acc_t* sums) const {
+    const int64_t H = s_.H, unit = vec * L, count = std::min(L, H - unit);
+    const int64_t row = rows_.row(n, step), state = n * plan_.units + unit;
+    scalar_t* const gates = static_cast<scalar_t*>(p_.gates) + row * 4 * H + unit;
+    const auto pre_activation = [&](int64_t gate) {
+      return V::loadu(sums + gate * L) + load_acc(static_cast<const scalar_t*>(gates + gate * H), count);
+    };
+    const V i = sigmoid(pre_activation(0)), f = sigmoid(pre_activation(1));
+    const V g = hyperbolic_tangent(pre_activation(2)), o = sigmoid(pre_activation(3));
+    const V c = f * V::loadu(c_ + state) + i * g, h = o * hyperbolic_tangent(c);
+    scalar_t* const y = static_cast<scalar_t*>(p_.y) + row * H + unit;
+    store_acc(y, h, count);
+    if (p_.c != nullptr) {  // for backward
+      store_acc(static_cast<scalar_t*>(p_.c) + row * H + unit, c, count);
       store_acc(gates, i, count);
       store_acc(gates + H, f, count);
       store_acc(gates + 2 * H, g, count);
       store_acc(gates + 3 * H, o, count);
-      scalar_t* const y = static_cast<scalar_t*>(p_.y) + row * H + unit;
-      store_acc(y, h, count);
-      if (p_.c != nullptr) store_acc(static_cast<scalar_t*>(p_.c) + row * H + unit, c, count);
-      c.store(c_ + state);
-      // What the next step multiplies is what the caller sees.
-      const V seen = std::is_same_v<scalar_t, acc_t> ? h : load_acc(static_cast<const scalar_t*>(y), count);
-      seen.store(after + state);
-      if (step == s_.lengths[n] - 1) store_last(n, unit, count, h, c);
     }
+    c.store(c_ + state);
+    // What the next step multiplies is what the caller sees.
+    const V seen = std::is_same_v<scalar_t, acc_t> ? h : load_acc(static_cast<const scalar_t*>(y), count);
+    seen.store(h_[(step + 1) % 2] + state);
+    if (step == s_.lengths[n] - 1) store_last(n, unit, count, h, c);
   }
 
   const LstmSequenceForwardParams& p_;
@@ -130,6 +145,7 @@ class SequenceForward {
   const SequencePlan<acc_t> plan_;
   acc_t* const weights_;
   acc_t *h_[2], *c_;  // [N][whole vectors of units]
+  acc_t* sums_;       // of each thread [samples at a time][its vectors][gate][lane]
 };
 
 }  // namespace fastnn::FASTNN_BACKEND::lstm

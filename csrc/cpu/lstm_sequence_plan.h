@@ -53,25 +53,36 @@ struct SequenceRows {
   }
 };
 
-// Sums of rows * vecs, by the tiles that the micro-kernel has.
+// Samples whose sums a thread has at a time, and steps of a sum's reduction for which it goes over them: with
+// vectors of 16 floats, 16 KB of sums for four vectors of weights, and 8 KB of weights, which stay in L1
+// meanwhile.
+inline constexpr int64_t kSampleBlock = 64;
+inline constexpr int64_t kDepthBlock = 32;
+
+// c = a b, of rows * (vecs vectors), by the tiles that the micro-kernel has.
 template <typename acc_t>
-void multiply_rows(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch, const acc_t* b, int64_t b_pitch,
-                   int64_t depth, acc_t* c, int64_t c_pitch) {
-  const int64_t most = vecs % 2 == 0 && kMaxVecs > 1 ? 2 : std::min<int64_t>(vecs, kMaxVecs);
-  for (int64_t done = 0, height; done < rows; done += height) {
-    height = tile_rows(rows - done);
-    for (int64_t v = 0; v < vecs; v += most) {
-      Tile<acc_t> tile{};
-      tile.depth = depth;
-      tile.a = a + done * a_pitch;
-      tile.a_pitch = a_pitch;
-      tile.a_step = 1;
-      tile.b = b + v * kLanes<acc_t>;
-      tile.b_pitch = b_pitch;
-      tile.c = c + done * c_pitch + v * kLanes<acc_t>;
-      tile.c_pitch = c_pitch;
-      tile.resume = false;
-      multiply(height, std::min(most, vecs - v), tile);
+void multiply_block(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch, const acc_t* b, int64_t depth,
+                    acc_t* c, int64_t c_pitch) {
+  constexpr int64_t L = kLanes<acc_t>;
+  const int64_t b_pitch = vecs * L, most = kMaxVecs > 1 ? 2 : 1;
+  // Of few rows the weights are met once: nothing is gained by going over them in parts.
+  const int64_t step = rows > kMaxRows ? kDepthBlock : depth;
+  for (int64_t d = 0; d < depth; d += step) {
+    for (int64_t done = 0, height; done < rows; done += height) {
+      height = tile_rows(rows - done);
+      for (int64_t v = 0; v < vecs; v += most) {
+        Tile<acc_t> tile{};
+        tile.depth = std::min(step, depth - d);
+        tile.a = a + done * a_pitch + d;
+        tile.a_pitch = a_pitch;
+        tile.a_step = 1;
+        tile.b = b + d * b_pitch + v * L;
+        tile.b_pitch = b_pitch;
+        tile.c = c + done * c_pitch + v * L;
+        tile.c_pitch = c_pitch;
+        tile.resume = d > 0;
+        multiply(height, std::min(most, vecs - v), tile);
+      }
     }
   }
 }

@@ -26,6 +26,7 @@
 
 #include <type_traits>
 
+#include "conv_activation.cuh"
 #include "conv_depthwise_channels.cuh"
 #include "conv_depthwise_weight.cuh"
 #include "conv_depthwise_window.cuh"
@@ -104,7 +105,6 @@ struct DepthwiseTile {
   const scalar_t* filters;
   const scalar_t* bias;  // of all channels, or null
   scalar_t* result;
-  const ConvActivation& activation;
   int channels, first_channel;
 
   __device__ __forceinline__ acc_type<scalar_t> start(int plane) const {
@@ -119,49 +119,48 @@ __device__ __forceinline__ void compute_window(const DepthwiseTile<scalar_t>& t,
   constexpr int kColumns = strip_columns<scalar_t, Window>(), kSize = Window::kSize;
   const WindowAxis rows = axis_in_tile<Window>(t.tile.rows), columns = axis_in_tile<Window>(t.tile.columns);
   const int source_pitch = t.tile.sources.row_pitch, result_pitch = t.tile.results.row_pitch;
-  strips.for_each(t.tile.planes, runs_of(rows, kStripRows), runs_of(columns, kColumns),
-                  [&](int plane, int column_run, int begin, int end) {
-                    acc_t w[kSize][kSize];
+  strips.for_each(
+      t.tile.planes, runs_of(rows, kStripRows), runs_of(columns, kColumns),
+      [&](int plane, int column_run, int begin, int end) {
+        acc_t w[kSize][kSize];
 #pragma unroll
-                    for (int i = 0; i < Window::kTaps; ++i)
-                      w[i / kSize][i % kSize] = to_acc(t.filters[plane * Window::kTaps + i]);
-                    const acc_t start = t.start(plane);
-                    const int column_begin = column_run * kColumns - columns.result_shift;
-                    const int source_column = column_run * source_step<Window>(kColumns) + columns.source_shift;
-                    const scalar_t* const source =
-                        t.source + plane * t.tile.sources.plane_pitch + source_column;
-                    scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column_begin;
+        for (int i = 0; i < Window::kTaps; ++i)
+          w[i / kSize][i % kSize] = to_acc(t.filters[plane * Window::kTaps + i]);
+        const acc_t start = t.start(plane);
+        const int column_begin = column_run * kColumns - columns.result_shift;
+        const int source_column = column_run * source_step<Window>(kColumns) + columns.source_shift;
+        const scalar_t* const source = t.source + plane * t.tile.sources.plane_pitch + source_column;
+        scalar_t* const result = t.result + plane * t.tile.results.plane_pitch + column_begin;
 #pragma unroll 1
-                    for (int run = begin; run < end; ++run) {
-                      acc_t sums[kStripRows][kColumns][1] = {};
-                      add_windows<Window>(
-                          sums, run * source_step<Window>(kStripRows) + rows.source_shift, rows.sources,
-                          source_column, columns.sources,
-                          [&](int row, auto& values) {
+        for (int run = begin; run < end; ++run) {
+          acc_t sums[kStripRows][kColumns][1] = {};
+          add_windows<Window>(
+              sums, run * source_step<Window>(kStripRows) + rows.source_shift, rows.sources, source_column,
+              columns.sources,
+              [&](int row, auto& values) {
 #pragma unroll
-                            for (int j = 0; j < Window::sources(kColumns); ++j) {
-                              if (in_range(source_column + j, columns.sources)) {
-                                values[j][0] = to_acc(source[row * source_pitch + j]);
-                              }
-                            }
-                          },
-                          [&](int tap_row, auto& taps) {
+                for (int j = 0; j < Window::sources(kColumns); ++j) {
+                  if (in_range(source_column + j, columns.sources)) {
+                    values[j][0] = to_acc(source[row * source_pitch + j]);
+                  }
+                }
+              },
+              [&](int tap_row, auto& taps) {
 #pragma unroll
-                            for (int i = 0; i < kSize; ++i) taps[i][0] = w[tap_row][i];
-                          });
-                      const int row_begin = run * kStripRows - rows.result_shift;
+                for (int i = 0; i < kSize; ++i) taps[i][0] = w[tap_row][i];
+              });
+          const int row_begin = run * kStripRows - rows.result_shift;
 #pragma unroll
-                      for (int r = 0; r < kStripRows; ++r) {
-                        if (!in_range(row_begin + r, rows.results)) continue;
+          for (int r = 0; r < kStripRows; ++r) {
+            if (!in_range(row_begin + r, rows.results)) continue;
 #pragma unroll
-                        for (int i = 0; i < kColumns; ++i) {
-                          if (!in_range(column_begin + i, columns.results)) continue;
-                          result[(row_begin + r) * result_pitch + i] =
-                              activated(t.activation, from_acc<scalar_t>(sums[r][i][0] + start));
-                        }
-                      }
-                    }
-                  });
+            for (int i = 0; i < kColumns; ++i) {
+              if (!in_range(column_begin + i, columns.results)) continue;
+              result[(row_begin + r) * result_pitch + i] = from_acc<scalar_t>(sums[r][i][0] + start);
+            }
+          }
+        }
+      });
 }
 
 // A window that is known at run time. Sources of a result's taps, in a tile: forward begin + tap * dilation;
@@ -226,11 +225,23 @@ __device__ __forceinline__ void compute_any(const DepthwiseTile<scalar_t>& t, co
 #pragma unroll
           for (int i = 0; i < kStripRows; ++i) {
             const int row = first + i * apart;
-            if (row < height)
-              result[row * result_pitch] = activated(t.activation, from_acc<scalar_t>(sums[i] + start));
+            if (row < height) result[row * result_pitch] = from_acc<scalar_t>(sums[i] + start);
           }
         }
       });
+}
+
+// The results of a block, once they are all there: where they are computed there are no registers for it.
+template <typename scalar_t>
+__device__ __forceinline__ void activate_tile(const ConvActivation& activation, const Tile& tile,
+                                              scalar_t* results) {
+  const int width = tile.columns.results, of_plane = tile.rows.results * width;
+  for (int i = static_cast<int>(threadIdx.x); i < tile.planes * of_plane; i += kTileThreads) {
+    const int plane = i / of_plane, in_plane = i - plane * of_plane, row = in_plane / width;
+    scalar_t& z =
+        results[plane * tile.results.plane_pitch + row * tile.results.row_pitch + in_plane - row * width];
+    z = activated(activation, z);
+  }
 }
 
 // Any window of a direction.
@@ -266,14 +277,17 @@ __global__ void __launch_bounds__(kTileThreads, kPlanesBlocks<Window>)
   cp_async_wait_all();
   __syncthreads();
   const DepthwiseTile<scalar_t> t{
-      tile,    sources,      filters,    bias,
-      results, c.activation, c.channels, static_cast<int>(first_plane[0] % c.channels)};
+      tile, sources, filters, bias, results, c.channels, static_cast<int>(first_plane[0] % c.channels)};
   if constexpr (is_any_window<Window>) {
     compute_any<Window::kTransposed>(t, strips, rows, columns);
   } else {
     compute_window<Window>(t, strips);
   }
   __syncthreads();
+  if (c.activation.kind != Activation::kNone) {
+    activate_tile(c.activation, tile, results);
+    __syncthreads();
+  }
   store_tile(result + tile.results.begin, results, tile.results);
 }
 

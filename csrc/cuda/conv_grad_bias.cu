@@ -55,9 +55,10 @@ bool has_strides(const ConvGradBiasParams& p, int64_t channel, int64_t position)
   const int64_t spatial = p.out[0] * p.out[1] * p.out[2];
   const int64_t wanted[] = {p.K * spatial, channel, position * p.out[1] * p.out[2], position * p.out[2],
                             position};
-  return std::equal(size, size + 5, std::begin(wanted), [&, i = 0](int64_t extent, int64_t stride) mutable {
-    return p.grad_y_strides[i++] == stride || extent == 1;
-  });
+  for (int i = 0; i < 5; ++i) {
+    if (size[i] != 1 && p.grad_y_strides[i] != wanted[i]) return false;
+  }
+  return true;
 }
 
 bool is_dense(const ConvGradBiasParams& p, Layout& layout) {

@@ -57,9 +57,10 @@ struct ProductShared {
 };
 
 // Writes the block's tile of out by way of shared memory, along the index that is contiguous in out.
-template <typename scalar_t, typename Tile, typename Shared, typename Multiplier>
+template <typename scalar_t, typename Tile, typename Shared, bool kActivates, typename Multiplier>
 __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& view, const TilePlace& place,
-                                          bool vectors, const scalar_t* bias, scalar_t* out,
+                                          bool vectors, const scalar_t* bias,
+                                          const ActivationOf<scalar_t>& activation, scalar_t* out,
                                           const Multiplier& sums, const int64_t* col_offsets,
                                           unsigned char* shared) {
   scalar_t* const tile = reinterpret_cast<scalar_t*>(shared);
@@ -77,6 +78,19 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
     }
   }
   __syncthreads();
+  if constexpr (kActivates) {
+    // Element by element, where registers are scarce: the sums are spent, and their room is the loader's.
+    if (activation.kind != Activation::kNone) {
+      const int lines = by_rows ? Tile::kN : Tile::kM, length = by_rows ? Tile::kM : Tile::kN;
+      const int pitch = by_rows ? Shared::kPitchM : Shared::kPitchN;
+#pragma unroll 1
+      for (int e = threadIdx.x; e < lines * length; e += Tile::kThreads) {
+        scalar_t& z = tile[e / length * pitch + e % length];
+        z = from_acc<scalar_t>(activation.value(to_acc(z)));
+      }
+      __syncthreads();
+    }
+  }
   out += place.group * p.out_group + view.out_shift[0] + view.out_shift[1] + view.out_shift[2] +
          place.row0 * p.out_row;
   constexpr int kVec = kVecSize<scalar_t>;
@@ -91,7 +105,7 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
       const int64_t col = col_offsets[by_rows ? line : at];
       const auto value =
           load_vec<kVec>(tile + (by_rows ? line * Shared::kPitchM : line * Shared::kPitchN) + at, true);
-      store_vec(out + col + (by_rows ? at : line * p.out_row), activated(p.activation, value), true);
+      store_vec(out + col + (by_rows ? at : line * p.out_row), value, true);
     }
   } else {
     const int in_line = by_rows ? Tile::kM : Tile::kN;
@@ -102,7 +116,7 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
       const int row = by_rows ? at : line, col = by_rows ? line : at;
       if (row >= place.rows_here || col >= place.cols_here) continue;
       out[row * p.out_row + col_offsets[col]] =
-          activated(p.activation, tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col]);
+          tile[by_rows ? col * Shared::kPitchM + row : row * Shared::kPitchN + col];
     }
   }
 }
@@ -129,7 +143,8 @@ template <typename Tile, typename Loader>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
     conv_product_kernel(ConvGemm p, ProductPlan plan, const typename Loader::scalar_t* a,
                         const typename Loader::scalar_t* b, const typename Loader::scalar_t* bias,
-                        typename Loader::scalar_t* out, float* partial) {
+                        typename Loader::scalar_t* out, float* partial,
+                        ActivationOf<typename Loader::scalar_t> activation) {
   using scalar_t = typename Loader::scalar_t;
   using Shared = ProductShared<scalar_t, Tile, Loader>;
   FASTNN_DYNAMIC_SHARED(unsigned char, shared);
@@ -189,7 +204,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
   }
   sums.finish(totals, steps > kChunkSteps);
   if (partial != nullptr) return write_partial(p, place, partial, sums);
-  write_out<scalar_t, Tile, Shared>(p, view, place, plan.out_vectors, bias, out, sums, out_col_offsets, shared);
+  write_out<scalar_t, Tile, Shared, Loader::kActivates>(p, view, place, plan.out_vectors, bias, activation, out,
+                                                        sums, out_col_offsets, shared);
 }
 
 template <typename Tile, typename Loader>
@@ -203,7 +219,8 @@ Status launch_product_tile(const ProductConv& c, const void* a, const void* b, c
   return launch(name, conv_product_kernel<Tile, Loader>, grid, dim3(Tile::kThreads),
                 ProductShared<scalar_t, Tile, Loader>::bytes(c.plan), stream, c.problem, c.plan,
                 static_cast<const scalar_t*>(a), static_cast<const scalar_t*>(b),
-                static_cast<const scalar_t*>(bias), static_cast<scalar_t*>(out), partial);
+                static_cast<const scalar_t*>(bias), static_cast<scalar_t*>(out), partial,
+                ActivationOf<scalar_t>(c.problem.activation.kind, c.problem.activation.alpha));
 }
 
 template <typename scalar_t, typename Tile>

@@ -204,6 +204,7 @@ struct ChannelsLoader {
   using OperandB = OperandTile<scalar_t, true, Tile::kN>;
   static constexpr NameTable kNames = kFiltersAlongRows ? NameTable FASTNN_PRODUCT_NAMES("channels_filter_rows")
                                                         : NameTable FASTNN_PRODUCT_NAMES("channels");
+  static constexpr bool kActivates = true;  // whether out may be y
   // The columns' entries, of which a thread holding its own would lack registers.
   static constexpr int kTableBytes = Tile::kN * static_cast<int>(sizeof(ColEntry<int>));
   static constexpr int kColsAtOnce = Tile::kThreads / kChunksInStep;
@@ -309,6 +310,7 @@ struct PlanesLoader {
   using OperandA = typename FilterRows<scalar_t, Tile>::Operand;
   using OperandB = typename Units::Operand;
   static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("planes");
+  static constexpr bool kActivates = true;  // whether out may be y
   static constexpr int kTableBytes = 0;
 
   const ConvGemm& p;
@@ -359,6 +361,7 @@ struct ElementsLoader {
   // Of two steps: while one is fetched the next one's is written.
   static constexpr int kDepth = kStepDepth<scalar_t>;
   static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("elements");
+  static constexpr bool kActivates = true;  // whether out may be y
   static constexpr int kTableBytes = 2 * kDepth * static_cast<int>(sizeof(DepthEntry<int>));
 
   const ConvGemm& p;
@@ -444,6 +447,7 @@ struct PositionVectorsLoader {
   using OperandA = OperandTile<scalar_t, false, Tile::kM>;
   using OperandB = OperandTile<scalar_t, false, Tile::kN>;
   static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("position_vectors");
+  static constexpr bool kActivates = false;
   static constexpr int kTableBytes = 0;
   static constexpr int kDepth = kStepDepth<scalar_t>;
   using LinesA = PositionLines<OperandA, kDepth, Tile::kThreads>;
@@ -521,6 +525,7 @@ struct PositionElementsLoader {
   static constexpr int kRowsAtOnce = Tile::kThreads / kUnits;
   static constexpr int kRows = Tile::kM / kRowsAtOnce, kCols = Tile::kN / kRowsAtOnce;
   static constexpr NameTable kNames = FASTNN_PRODUCT_NAMES("position_elements");
+  static constexpr bool kActivates = false;
   static constexpr int kTableBytes = Tile::kN * static_cast<int>(sizeof(ColEntry<int>));
 
   const ConvGemm& p;

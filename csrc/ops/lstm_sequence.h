@@ -36,9 +36,9 @@ struct LstmSequenceForwardParams {
   const void* w_hh;  // [4H, H]
   const void* h0;    // [N, H]
   const void* c0;    // [N, H]
-  void* gates;       // [rows, 4H]; before: x W_ih^T + b_ih + b_hh; after: i, f, g, o
+  void* gates;       // [rows, 4H]; before: x W_ih^T + b_ih + b_hh; after, where c is wanted: i, f, g, o
   void* y;           // [rows, H]
-  void* c;           // [rows, H]; null when not wanted
+  void* c;           // [rows, H]: for backward; null when not wanted
   void* h_n;         // [N, H]
   void* c_n;         // [N, H]
   void* workspace;   // lstm_sequence_forward_workspace() bytes, aligned to 64
