@@ -87,7 +87,7 @@ def test_lstm_suite_has_the_sequences():
     cases = [layer.case for layer, _ in suites.layers("lstm", 8)]
     assert "cell B16 H128" in cases
     for case in ("B64 T128 H512", "B16 T1024 H768", "B32 T500 H320 bidirectional", "B1 T100 H128"):
-        assert f"{case}, cell stepped" in cases
+        assert case in cases
     assert (100_000, 32) in [(layer.n, layer.c) for layer, _ in suites.layers("norm", 8)]
 
 

@@ -163,6 +163,20 @@ def dispatcher_calls() -> list[Any]:
                 [True, True, False],
             ),
         ),
+        "lstm": (ops.lstm.default, (t(5, 2, 4), hidden, t(2, 3), t(12, 4), t(12, 3), bias, None)),
+        "lstm_layer": (
+            ops.lstm_layer.default,
+            (t(5, 2, 4), hidden, t(2, 3), t(12, 4), t(12, 3), bias, None, None, torch.tensor([3, 5]), True, True),
+        ),
+        "lstm_layer_backward": (
+            ops.lstm_layer_backward.default,
+            (
+                *(t(7, 3, grad=False), None, t(2, 3, grad=False), t(7, 4, grad=False), t(2, 3, grad=False)),
+                *(t(2, 3, grad=False), t(12, 4, grad=False), t(12, 3, grad=False), t(7, 3, grad=False)),
+                *(t(7, 12, grad=False).sigmoid(), t(7, 3, grad=False), torch.tensor([2, 2, 2, 1]), None, False),
+                [True, False, True, True, True, True],
+            ),
+        ),
         "lstm_cell": (ops.lstm_cell.default, (t(2, 5), hidden, t(2, 3), t(12, 5), t(12, 3), bias, None)),
         "lstm_cell_step": (
             ops.lstm_cell_step.default,

@@ -21,7 +21,7 @@ INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTIL
 # What each floor may include besides the C++ standard library, as <...>.
 SYSTEM_HEADERS = {
     "csrc/ops": r"$^",
-    "csrc/cpu": r"ATen/cpu/vec/.*|ATen/Parallel\.h|c10/util/(BFloat16|Half)\.h|(imm|arm_neon)(intrin)?\.h",
+    "csrc/cpu": r"ATen/(cpu/vec/.*|Parallel\.h)|c10/util/(BFloat16|Half)\.h|(imm|arm_neon)(intrin)?\.h|(omp|sched)\.h",
     "csrc/cuda": r"$^",
     "csrc/bindings": r"(torch|ATen|c10|pybind11)/.*|dlfcn\.h",
 }
@@ -43,12 +43,13 @@ PROJECT_HEADERS = {
 
 # The Python modules that may name the compiled module, and the one place where ops are called by name.
 COMPILED_USERS = {"fastnn/_backend.py", "fastnn/testing/emulation.py"}
-BACKEND_USERS = {"fastnn/__init__.py", "fastnn/functional.py", "fastnn/_info.py"}
+BACKEND_USERS = {"fastnn/__init__.py", "fastnn/functional.py", "fastnn/_cache.py", "fastnn/_info.py"}
 OPS_USERS = {"fastnn/functional.py", "fastnn/_vmap.py", "fastnn/_fused.py"}
 # Modules of the package that a file may import, by its place; the longest matching place counts.
 IMPORTS = {
     "fastnn/_version.py": (),
     "fastnn/_backend.py": ("fastnn._C",),
+    "fastnn/_cache.py": ("fastnn._backend", "fastnn._version"),
     "fastnn/_fake.py": (),
     "fastnn/_vmap.py": (),
     "fastnn/_info.py": ("fastnn._backend", "fastnn._version"),

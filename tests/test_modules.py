@@ -55,6 +55,8 @@ class Layer:
         return f"{self.name} {self.variant}".strip()
 
 
+# Dynamo refuses every subclass of torch's recurrent layers, unless told not to.
+ALLOW_RNN = torch._dynamo.config.patch(allow_rnn=True)
 IMAGE = ((2, 4, 7, 6),)
 LAYERS = [
     Layer("Conv2d", (4, 6, 3), {"padding": 1, "stride": 2}, IMAGE),
@@ -147,6 +149,8 @@ def test_layers_on_the_meta_device(layer: Layer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_torch_s_types(layer: Layer, dtype: torch.dtype):
     stock, ours = layer.pair()
+    if layer.name == "LSTM" and dtype == torch.float16:
+        return  # torch's own has no kernel for it
     with torch.autocast("cpu", dtype=dtype):
         expected, actual = layer.call(stock, layer.inputs()), layer.call(ours, layer.inputs())
     assert actual.dtype == expected.dtype
@@ -241,6 +245,7 @@ def test_max_pool_returns_indices_as_torch_does():
 
 @every_layer
 @pytest.mark.parametrize("dynamic", [False, True])
+@ALLOW_RNN
 def test_compile_without_a_graph_break(layer: Layer, dynamic: bool):
     torch._dynamo.reset()
     stock, ours = layer.pair()
@@ -255,6 +260,7 @@ def test_compile_without_a_graph_break(layer: Layer, dynamic: bool):
 
 
 @one_of_each
+@ALLOW_RNN
 def test_compile_again_for_another_size(layer: Layer):
     torch._dynamo.reset()
     stock, ours = layer.pair()
@@ -311,6 +317,7 @@ def test_torch_func(layer: Layer, recwarn: pytest.WarningsRecorder):
     def forward(module: nn.Module, parameters: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         arguments = (inputs[0], (inputs[1], inputs[2])) if len(inputs) == 3 else inputs
         out = functional_call(module, {**parameters, **buffers}, arguments)
+        out = out[0] if layer.name == "LSTM" else out
         return torch.cat(out, -1) if isinstance(out, tuple) else out
 
     def loss(module: nn.Module, parameters: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:

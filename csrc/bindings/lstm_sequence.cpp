@@ -133,6 +133,9 @@ Steps steps_of(const char* op, const at::Tensor& input, const OptionalTensor& ba
 }
 
 at::Tensor index_tensor(const Indices& indices, const at::Tensor& like) {
+  // Under torch.func's transforms a new tensor would be wrapped before it is filled.
+  const c10::impl::ExcludeDispatchKeyGuard plain(c10::DispatchKeySet(
+      {c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode}));
   return at::tensor(indices, at::kLong).to(like.device());
 }
 
@@ -496,7 +499,6 @@ SixTensors layer_backward_autograd(c10::DispatchKeySet keys, const OptionalTenso
 bool has_recurrence(const at::Tensor& input, std::initializer_list<const at::Tensor*> others,
                     const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
   if (!BackendCall::has(input, &Backend::lstm_sequence_forward)) return false;
-  if (at::autocast::is_autocast_enabled(at::kCPU)) return false;
   constexpr c10::DispatchKeySet kTransformed(
       {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
   const auto fits = [&](const at::Tensor& t) {
@@ -515,8 +517,11 @@ ThreeTensors lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tenso
                   const at::Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                   const OptionalTensor& w_hr, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                   bool reverse) {
-  const c10::SymInt time = (batch_sizes.has_value() ? *batch_sizes : input).sym_size(0);
-  if (!w_hr.has_value() && time > kFewSteps && has_recurrence(input, {&h0, &c0, &w_ih, &w_hh}, b_ih, b_hh)) {
+  // A traced call is for any number of steps.
+  const bool traced = input.key_set().has(c10::DispatchKey::Python);
+  const at::Tensor& of_steps = batch_sizes.has_value() ? *batch_sizes : input;
+  if (!w_hr.has_value() && (traced || of_steps.size(0) > kFewSteps) &&
+      has_recurrence(input, {&h0, &c0, &w_ih, &w_hh}, b_ih, b_hh)) {
     auto [y, h_n, c_n, gates, c] =
         layer_op().call(input, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_sizes, lengths, reverse, false);
     return {y, h_n, c_n};
@@ -524,6 +529,21 @@ ThreeTensors lstm(const at::Tensor& input, const at::Tensor& h0, const at::Tenso
   const Steps steps = steps_of("lstm", input, batch_sizes, lengths, reverse);
   check_layer("lstm", input, steps.N, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
   return step_through(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, steps);
+}
+
+// Autocast casts every tensor of a layer, as it does for torch's own.
+ThreeTensors lstm_autocast(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
+                           const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
+                           const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+                           const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse) {
+  const auto device = input.device().type();
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
+  const auto type = at::autocast::get_lower_precision_fp_from_device_type(device);
+  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
+  static const auto op = find_op<decltype(lstm)>("fastnn::lstm");
+  return op.call(cast(input), cast(h0), cast(c0), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh), cast(w_hr),
+                 batch_sizes, lengths, reverse);
 }
 
 }  // namespace
@@ -552,6 +572,8 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
 }
 
 // On the CPU alone: no other backend has the recurrence.
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("lstm", lstm_autocast); }
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("lstm", lstm_autocast); }
 TORCH_LIBRARY_IMPL(fastnn, CPU, m) {
   m.impl("lstm_layer", lstm_layer);
   m.impl("lstm_layer_backward", lstm_layer_backward);
