@@ -28,13 +28,13 @@ FEW_CHANNELS = [
     )
 ]
 EVERY_KERNEL = [
-    *(c for c in CONV2D if len(c.shape) in (3, 4) and c.groups < 100 and "large" not in c.id),
+    *[c for c in CONV2D if c.groups < 10 and not c.crosses_tile and "large" not in c.id][::2],
     *FEW_CHANNELS,
-    *MANY_CHANNELS,
-    *PRODUCTS[::2],
-    *HOPPER_CASES[::2],
-    *DEPTHWISE,
-    *SMALL_GROUPS[::2],
+    *MANY_CHANNELS[::2],
+    *PRODUCTS[::3],
+    *HOPPER_CASES[::3],
+    *DEPTHWISE[::2],
+    *SMALL_GROUPS[::3],
 ]
 
 
@@ -72,8 +72,8 @@ def test_the_activation_of_the_same_bits(case, dtype, layout, backend):
 
 @pytest.mark.parametrize(("name", "alpha"), ACTIVATIONS)
 @grid(
-    [BY_ID["3x3"], BY_ID["groups_2"], *FEW_CHANNELS[:1], *MANY_CHANNELS[:1], *HOPPER_CASES[:2], *DEPTHWISE[::9]],
-    layouts=["contiguous", "channels_last", "sliced", "transposed"],
+    [BY_ID["3x3"], BY_ID["groups_2"], *FEW_CHANNELS[1:2], *HOPPER_CASES[:1], *DEPTHWISE[::9]],
+    layouts=["contiguous", "channels_last", "sliced"],
 )
 def test_each_activation(case, dtype, layout, name, alpha, backend):
     check_activation(case, dtype, layout, backend.device, name, alpha)

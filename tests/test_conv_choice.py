@@ -111,7 +111,7 @@ def test_ways_are_timed_once_and_the_fastest_is_used(direction, kept):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
     "case",
-    ["hopper_square_edges", "hopper_stride_2", "hopper_groups", "depthwise", "splits"],
+    ["hopper_square_edges", "hopper_stride_2", "depthwise", "splits"],
 )
 def test_every_way_is_right_and_used_where_the_file_says_so(case, direction, capability, kept):
     """By its name in the file, as another process would find it; ways with the bits of the default have them."""

@@ -16,16 +16,17 @@
 #include <vector>
 
 #if defined(FASTNN_WITH_CUDA)
-#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
 #endif
 
 namespace fastnn::bindings {
 
 namespace {
 
-// ---- what is known
-// -------------------------------------------------------------------------------------------
+// ---- what is known ------------------------------------------------------------------------------------------
 
 // What was found for one device. Its file has a line for each way of each convolution: key, name of the way and
 // microseconds, apart by tabs; of one key the last is the fastest. Lines are only ever added, so that processes
@@ -43,7 +44,8 @@ std::string directory;
 std::string device_name(const BackendCall& call) {
 #if defined(FASTNN_WITH_CUDA)
   if (call.device().is_cuda()) {
-    const cudaDeviceProp& d = *at::cuda::getDeviceProperties(call.device().index());
+    cudaDeviceProp d;
+    C10_CUDA_CHECK(cudaGetDeviceProperties(&d, call.device().index()));
     return c10::str(d.name, "-sm_", d.major, d.minor, "-cuda-", CUDART_VERSION);
   }
 #endif
@@ -100,8 +102,7 @@ void write_times(const DeviceChoices& choices, const std::string& key, const std
   }
 }
 
-// ---- keys
-// ----------------------------------------------------------------------------------------------------
+// ---- keys ---------------------------------------------------------------------------------------------------
 
 class Key {
  public:
@@ -160,8 +161,7 @@ std::string key_of(const ConvGradWeightParams& p) {
   return key.text_;
 }
 
-// ---- measuring
-// -----------------------------------------------------------------------------------------------
+// ---- measuring ----------------------------------------------------------------------------------------------
 
 bool is_captured(const BackendCall& call) {
 #if defined(FASTNN_WITH_CUDA)
@@ -177,7 +177,7 @@ template <typename F>
 double microseconds(const BackendCall& call, F&& run) {
 #if defined(FASTNN_WITH_CUDA)
   if (call.device().is_cuda()) {
-    const c10::Stream stream = at::cuda::getCurrentCUDAStream(call.device().index()).unwrap();
+    const c10::Stream stream = c10::cuda::getCurrentCUDAStream(call.device().index()).unwrap();
     c10::Event begin(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
     c10::Event end(c10::DeviceType::CUDA, c10::EventFlag::BACKEND_DEFAULT);
     begin.record(stream);

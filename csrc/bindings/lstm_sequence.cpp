@@ -27,8 +27,7 @@ namespace {
 using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Indices = std::vector<int64_t>;
 
-// ---- which row is which step
-// ---------------------------------------------------------------------------------
+// ---- which row is which step --------------------------------------------------------------------------------
 
 // Of a batch: its samples from the longest to the shortest, and where their steps are (ops/lstm_sequence.h).
 struct Steps {
@@ -162,8 +161,7 @@ at::Tensor rows_of(const at::Tensor& t, const Indices& indices) {
                 : t.index_select(0, index_tensor(indices, t));
 }
 
-// ---- checks
-// ----------------------------------------------------------------------------------------------------
+// ---- checks -------------------------------------------------------------------------------------------------
 
 void check_layer(const char* op, const at::Tensor& input, int64_t N, const at::Tensor& h0, const at::Tensor& c0,
                  const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
@@ -185,8 +183,7 @@ void check_layer(const char* op, const at::Tensor& input, int64_t N, const at::T
   if (w_hr.has_value()) expect("w_hr", *w_hr, {P, H});
 }
 
-// ---- kernels
-// ---------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------------------
 
 // y, the last states, and for backward the gates and every step's c.
 FiveTensors lstm_layer(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
@@ -305,8 +302,7 @@ SixTensors lstm_layer_backward(const OptionalTensor& grad_y, const OptionalTenso
           wanted(5, [&] { return grad_gates.sum(0); })};
 }
 
-// ---- the cell stepped over time
-// ------------------------------------------------------------------------------
+// ---- the cell stepped over time -----------------------------------------------------------------------------
 
 const auto& lstm_cell_op() {
   static const auto op =
@@ -374,8 +370,7 @@ ThreeTensors step_through(const at::Tensor& input, const at::Tensor& h0, const a
   return {steps.put(all, flattened(input).size(0)).view(size), by_caller(h_last, h0), by_caller(c_last, c0)};
 }
 
-// ---- autograd
-// ------------------------------------------------------------------------------------------------
+// ---- autograd -----------------------------------------------------------------------------------------------
 
 using LayerOp = decltype(lstm_layer);
 const auto& layer_op() {
@@ -491,8 +486,7 @@ SixTensors layer_backward_autograd(c10::DispatchKeySet keys, const OptionalTenso
   return result;
 }
 
-// ---- the layer
-// -------------------------------------------------------------------------------------------------
+// ---- the layer ----------------------------------------------------------------------------------------------
 
 // Whether lstm_layer serves these tensors: the backend has the recurrence, all are of one type, which autocast
 // does not promise, and no derivative is wanted that it has not.
@@ -548,8 +542,7 @@ ThreeTensors lstm_autocast(const at::Tensor& input, const at::Tensor& h0, const 
 
 }  // namespace
 
-// ---- registration
-// ----------------------------------------------------------------------------------------------
+// ---- registration -------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(

@@ -95,9 +95,9 @@ __attribute__((noinline)) Vec<acc_t> elu_slope_below(const Vec<acc_t>& z, acc_t 
 }
 
 template <typename acc_t>
-__attribute__((always_inline)) Vec<acc_t> activation_of(const Vec<acc_t>& z,
-                                                        const PositiveLanes<acc_t>& positive, bool elu,
-                                                        acc_t alpha) {
+inline __attribute__((always_inline)) Vec<acc_t> activation_of(const Vec<acc_t>& z,
+                                                               const PositiveLanes<acc_t>& positive, bool elu,
+                                                               acc_t alpha) {
   if (elu) return positive.select(z, elu_below(z, alpha));
   return positive.select(z, alpha == 0 ? Vec<acc_t>(0) : z * Vec<acc_t>(alpha));
 }
