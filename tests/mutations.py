@@ -632,8 +632,8 @@ MUTATIONS = (
         "for (int64_t s = threadIdx.y; s < splits; s += kCombineY) total = combine",
         "for (int64_t s = threadIdx.y; s < splits - 1; s += kCombineY) total = combine",
         EMULATOR,
-        CONV,
-        "emulated and test_values_and_gradients and many_images",
+        "test_conv_grad_bias.py",
+        "emulated and test_integers",
     ),
 )
 
