@@ -688,6 +688,14 @@ def evaluate(model: nn.Module) -> Tensor:
         return model(image())
 
 
+def test_the_activation_after_a_folded_batch_norm_is_the_convolution_s(monkeypatch: pytest.MonkeyPatch):
+    stock = make("sequential").eval()
+    ours = fastnn.fuse(fastnn.convert(copy.deepcopy(stock)))
+    calls = calls_of(monkeypatch, "conv2d_relu")
+    torch.testing.assert_close(evaluate(ours), evaluate(stock))
+    assert calls
+
+
 def test_a_folded_batch_norm_is_not_computed(monkeypatch: pytest.MonkeyPatch):
     ours = fastnn.fuse(make("sequential")).eval()
     calls = calls_of(monkeypatch, "batch_norm_relu")
