@@ -272,7 +272,7 @@ def batch_norm(
     )
 
 
-# The activations that can follow a batch normalisation, and what `alpha` is where it is not given.
+# The activations that can follow a batch normalisation or a convolution, and what `alpha` is where it is not given.
 ACTIVATIONS = {"relu": 0.0, "leaky_relu": 0.01, "elu": 1.0, "identity": 1.0}
 
 

@@ -381,3 +381,16 @@ def test_functional_layer_has_the_outputs_of_every_step(backend):
         state = F.lstm_cell(x[t], state, *weights)
         torch.testing.assert_close(y[t], state[0])
     torch.testing.assert_close((h, c), state)
+
+
+@pytest.mark.parametrize(("time", "samples"), [(0, 2), (5, 0)])
+def test_the_op_takes_no_steps_and_no_samples(time, samples):
+    w_ih, w_hh = torch.randn(12, 4, requires_grad=True), torch.randn(12, 3, requires_grad=True)
+    x, h = torch.randn(time, samples, 4), torch.randn(samples, 3, requires_grad=True)
+    y, h_n, *_ = torch.ops.fastnn.lstm_layer(x, h, h.detach(), w_ih, w_hh, None, None, None, None, False, False)
+    assert y.shape == (time, samples, 3)
+    assert torch.equal(h_n, h)
+    (y.sum() + h_n.sum()).backward()
+    assert torch.equal(h.grad, torch.ones_like(h))
+    assert not w_hh.grad.any()
+    assert not w_ih.grad.any()

@@ -103,61 +103,36 @@ void write_times(const DeviceChoices& choices, const std::string& key, const std
 
 // ---- keys ---------------------------------------------------------------------------------------------------
 
-class Key {
- public:
-  explicit Key(const char* direction) : text_(direction) {}
-  void add(int64_t value) { (text_ += ' ') += std::to_string(value); }
-  template <size_t kCount>
-  void add(const int64_t (&values)[kCount]) {
+// Of pointers the alignment counts: vectors of 16 bytes are the longest that kernels ask for.
+template <typename Params>
+std::string key_of(const char* direction, const Params& p, std::initializer_list<const ConvStrides*> strides,
+                   std::initializer_list<const void*> pointers) {
+  const ConvGeometry& g = p.geometry;
+  std::string key = direction;
+  const auto add = [&](int64_t value) { (key += ' ') += std::to_string(value); };
+  const auto add_all = [&](const auto& values) {
     for (const int64_t v : values) add(v);
-  }
-  void add(const ConvGeometry& g) {
-    for (const int64_t v : {g.N, g.C, g.K, g.groups}) add(v);
-    for (const auto* values : {&g.in, &g.out, &g.kernel, &g.stride, &g.pad, &g.dilation}) add(*values);
-  }
-  // Vectors of 16 bytes are the longest that kernels ask for.
-  void add_alignment(std::initializer_list<const void*> pointers) {
-    int64_t bits = 0;
-    for (const void* p : pointers) bits = bits << 1 | (reinterpret_cast<uintptr_t>(p) % 16 == 0 ? 1 : 0);
-    add(bits);
-  }
-  template <typename Params>
-  void add_type(const Params& p) {
-    add(static_cast<int64_t>(p.dtype));
-    add(p.allow_tf32 ? 1 : 0);
-    add(p.geometry);
-  }
-  std::string text_;
-};
+  };
+  add_all(std::initializer_list<int64_t>{static_cast<int64_t>(p.dtype), p.allow_tf32, g.N, g.C, g.K, g.groups});
+  for (const auto* sizes : {&g.in, &g.out, &g.kernel, &g.stride, &g.pad, &g.dilation}) add_all(*sizes);
+  for (const ConvStrides* of_tensor : strides) add_all(*of_tensor);
+  int64_t aligned = 0;
+  for (const void* pointer : pointers)
+    aligned = aligned << 1 | (reinterpret_cast<uintptr_t>(pointer) % 16 == 0);
+  add(aligned);
+  return key;
+}
 
 std::string key_of(const ConvForwardParams& p) {
-  Key key("forward");
-  key.add_type(p);
-  key.add(p.x_strides);
-  key.add(p.w_strides);
-  key.add(p.y_strides);
-  key.add_alignment({p.x, p.w, p.y});
-  return key.text_;
+  return key_of("forward", p, {&p.x_strides, &p.w_strides, &p.y_strides}, {p.x, p.w, p.y});
 }
-
 std::string key_of(const ConvGradInputParams& p) {
-  Key key("grad_input");
-  key.add_type(p);
-  key.add(p.grad_y_strides);
-  key.add(p.w_strides);
-  key.add(p.grad_x_strides);
-  key.add_alignment({p.grad_y, p.w, p.grad_x});
-  return key.text_;
+  return key_of("grad_input", p, {&p.grad_y_strides, &p.w_strides, &p.grad_x_strides},
+                {p.grad_y, p.w, p.grad_x});
 }
-
 std::string key_of(const ConvGradWeightParams& p) {
-  Key key("grad_weight");
-  key.add_type(p);
-  key.add(p.x_strides);
-  key.add(p.grad_y_strides);
-  key.add(p.grad_w_strides);
-  key.add_alignment({p.x, p.grad_y, p.grad_w});
-  return key.text_;
+  return key_of("grad_weight", p, {&p.x_strides, &p.grad_y_strides, &p.grad_w_strides},
+                {p.x, p.grad_y, p.grad_w});
 }
 
 // ---- measuring ----------------------------------------------------------------------------------------------

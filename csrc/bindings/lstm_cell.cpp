@@ -121,6 +121,13 @@ const auto& pointwise_op() {
 
 }  // namespace
 
+TwoTensors lstm_cell_after_products(const at::Tensor& gates, const OptionalTensor& b_ih,
+                                    const OptionalTensor& b_hh, const at::Tensor& cx) {
+  const auto type = at::promote_types(gates.scalar_type(), cx.scalar_type());
+  const auto in_type = [&](const OptionalTensor& t) { return t.has_value() ? some(t->to(type)) : t; };
+  return pointwise_op().call(gates.to(type), in_type(b_ih), in_type(b_hh), cx.to(type));
+}
+
 const c10::TypedOperatorHandle<PointwiseBackward>& lstm_cell_pointwise_backward_op() {
   static const auto op = find_op<PointwiseBackward>("fastnn::lstm_cell_pointwise_backward");
   return op;
@@ -329,9 +336,6 @@ Two lstm_cell(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& c
     return {hy, cy};
   }
   at::Tensor gates = at::addmm(at::linear(input, w_ih), hx, w_hh.t());
-  // CPU autocast lowers the products alone, and torch lets the state keep a wider type than the products have:
-  // what follows them is done in the wider one.
-  const auto type = at::promote_types(gates.scalar_type(), cx.scalar_type());
   if (!at::autocast::is_autocast_enabled(at::kCPU)) {
     for (const auto& [name, bias] :
          {std::pair<const char*, const OptionalTensor&>{"b_ih", b_ih}, {"b_hh", b_hh}}) {
@@ -340,8 +344,7 @@ Two lstm_cell(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& c
                   bias.has_value() ? bias->scalar_type() : gates.scalar_type());
     }
   }
-  const auto in_type = [&](const OptionalTensor& t) { return t.has_value() ? some(t->to(type)) : t; };
-  return pointwise_op().call(gates.to(type), in_type(b_ih), in_type(b_hh), cx.to(type));
+  return lstm_cell_after_products(gates, b_ih, b_hh, cx);
 }
 
 const auto& lstm_cell_op() {

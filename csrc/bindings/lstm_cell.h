@@ -36,6 +36,11 @@ using PointwiseDoubleBackward = FiveTensors(const OptionalTensor& gg_gates, cons
 const c10::TypedOperatorHandle<PointwiseBackward>& lstm_cell_pointwise_backward_op();
 const c10::TypedOperatorHandle<PointwiseDoubleBackward>& lstm_cell_pointwise_double_backward_op();
 
+// lstm_cell_pointwise of the products and the state. CPU autocast lowers the products alone, and torch lets the
+// state keep a wider type than they have: what follows them is done in the wider one.
+TwoTensors lstm_cell_after_products(const at::Tensor& gates, const OptionalTensor& b_ih,
+                                    const OptionalTensor& b_hh, const at::Tensor& cx);
+
 using Step = ThreeTensors(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& cx,
                           const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& bias_ih,
                           const OptionalTensor& bias_hh, bool save_gates);

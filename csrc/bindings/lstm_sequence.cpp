@@ -197,11 +197,13 @@ FiveTensors lstm_layer(const at::Tensor& input, const at::Tensor& h0, const at::
   const at::Tensor all = flattened(input), w = w_hh.contiguous();
   const at::Tensor x = steps.take(all), h_begin = h0.contiguous(), c_begin = c0.contiguous();
   const at::Tensor bias = sum_of(value_or_undefined(b_ih), value_or_undefined(b_hh));
-  // As many rows as the input has, of which the first are used.
-  at::Tensor gates = at::empty({all.size(0), 4 * H}, input.options());
-  at::Tensor c = save ? at::empty({all.size(0), H}, input.options()) : absent(input.options());
-  for (const at::Tensor& t : {gates, c}) {
-    if (t.size(0) > steps.rows) t.narrow(0, steps.rows, t.size(0) - steps.rows).zero_();
+  // What is returned has as many rows as the input, so that its shape is known without the lengths; the first
+  // are used.
+  const int64_t kept = save ? all.size(0) : steps.rows;
+  at::Tensor gates = at::empty({kept, 4 * H}, input.options());
+  at::Tensor c = save ? at::empty({kept, H}, input.options()) : absent(input.options());
+  if (kept > steps.rows) {
+    for (const at::Tensor& t : {gates, c}) t.narrow(0, steps.rows, kept - steps.rows).zero_();
   }
   at::Tensor products = gates.narrow(0, 0, steps.rows);
   if (bias.defined()) {
@@ -235,7 +237,7 @@ at::Tensor grad_w_hh(const Steps& steps, const at::Tensor& grad_gates, const at:
                      const at::Tensor& h0) {
   const int64_t H = h0.size(1);
   const at::Tensor rows = steps.take(flattened(y));
-  if (steps.is_dense && steps.is_in_order() && steps.T * steps.N == steps.rows) {
+  if (steps.rows > 0 && steps.is_dense && steps.is_in_order() && steps.T * steps.N == steps.rows) {
     // All samples have all steps: rows of a step follow those of the step before.
     const int64_t rest = steps.rows - steps.N;
     const at::Tensor first = grad_gates.narrow(0, steps.reverse ? rest : 0, steps.N);
@@ -311,13 +313,6 @@ const auto& lstm_cell_op() {
   return op;
 }
 
-const auto& pointwise_op() {
-  static const auto op =
-      find_op<TwoTensors(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const at::Tensor&)>(
-          "fastnn::lstm_cell_pointwise");
-  return op;
-}
-
 // One layer in one direction, of ops that are differentiable themselves.
 ThreeTensors step_through(const at::Tensor& input, const at::Tensor& h0, const at::Tensor& c0,
                           const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
@@ -337,9 +332,7 @@ ThreeTensors step_through(const at::Tensor& input, const at::Tensor& h0, const a
   const auto step = [&](const at::Tensor& x_t, const at::Tensor& h_before, const at::Tensor& c_before) {
     if (!w_hr.has_value()) return lstm_cell_op().call(x_t, h_before, c_before, w_ih, w_hh, b_ih, b_hh);
     const at::Tensor gates = at::addmm(at::linear(x_t, w_ih), h_before, w_hh.t());
-    const auto type = at::promote_types(gates.scalar_type(), c_before.scalar_type());
-    const auto in_type = [&](const OptionalTensor& t) { return t.has_value() ? some(t->to(type)) : t; };
-    auto [hy, cy] = pointwise_op().call(gates.to(type), in_type(b_ih), in_type(b_hh), c_before.to(type));
+    const auto [hy, cy] = lstm_cell_after_products(gates, b_ih, b_hh, c_before);
     return TwoTensors{at::linear(hy, *w_hr), cy};
   };
   for (int64_t t = 0; t < steps.T; ++t) {

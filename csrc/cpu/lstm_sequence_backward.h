@@ -33,7 +33,7 @@ class SequenceBackward {
   }
 
   int64_t bytes() const {
-    return (4 * s_.H * plan_.units + 2 * s_.N * plan_.units + 2 * s_.N * 4 * s_.H + L) *
+    return (4 * s_.H * plan_.units + 2 * s_.N * plan_.units + 2 * s_.N * 4 * s_.H) *
            static_cast<int64_t>(sizeof(acc_t));
   }
 

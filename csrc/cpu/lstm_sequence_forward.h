@@ -21,6 +21,7 @@ class SequenceForward {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
   static constexpr int64_t L = kLanes<acc_t>;
+  // For which gates are fetched: runs of a sample are too short for the processor to see them coming.
   static constexpr int64_t kSamplesAhead = 2;
 
   explicit SequenceForward(const LstmSequenceForwardParams& p)

@@ -57,7 +57,7 @@ struct SequenceRows {
 // vectors of 16 floats, 16 KB of sums for four vectors of weights, and 8 KB of weights, which stay in L1
 // meanwhile.
 inline constexpr int64_t kSampleBlock = 64;
-inline constexpr int64_t kDepthBlock = 32;
+inline constexpr int64_t kDepthPiece = 32;
 
 // c = a b, of rows * (vecs vectors), by the tiles that the micro-kernel has.
 template <typename acc_t>
@@ -66,7 +66,7 @@ void multiply_block(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch,
   constexpr int64_t L = kLanes<acc_t>;
   const int64_t b_pitch = vecs * L, most = kMaxVecs > 1 ? 2 : 1;
   // Of few rows the weights are met once: nothing is gained by going over them in parts.
-  const int64_t step = rows > kMaxRows ? kDepthBlock : depth;
+  const int64_t step = rows > kMaxRows ? kDepthPiece : depth;
   for (int64_t d = 0; d < depth; d += step) {
     for (int64_t done = 0, height; done < rows; done += height) {
       height = tile_rows(rows - done);
