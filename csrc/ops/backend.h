@@ -5,7 +5,8 @@
 #include "batch_norm.h"
 #include "conv.h"
 #include "lstm_cell.h"
-#include "lstm_sequence.h"
+#include "recurrence.h"
+#include "recurrent_cell.h"
 #include "max_pool.h"
 
 // Every op with no workspace of its own: X(name, Params); with one: W(name, Params).
@@ -24,14 +25,18 @@
   W(batch_norm_double_backward, BatchNormDoubleBackwardParams) \
   X(lstm_cell_forward, LstmCellForwardParams)                  \
   W(lstm_cell_backward, LstmCellBackwardParams)                \
-  W(lstm_cell_double_backward, LstmCellDoubleBackwardParams)
+  W(lstm_cell_double_backward, LstmCellDoubleBackwardParams) \
+  X(recurrent_cell_forward, RecurrentCellForwardParams) \
+  X(recurrent_cell_backward, RecurrentCellBackwardParams) \
+  X(recurrent_cell_double_backward, RecurrentCellDoubleBackwardParams)
 
 // Ops that a backend may lack, with null entries: the bindings then do them by other ops.
 #define FASTNN_FOR_EACH_OPTIONAL_OP(X, W)             \
   X(lstm_step_forward, LstmStepForwardParams)         \
   W(lstm_step_backward, LstmStepBackwardParams)       \
-  W(lstm_sequence_forward, LstmSequenceForwardParams) \
-  W(lstm_sequence_backward, LstmSequenceBackwardParams)
+  X(recurrence_fits, RecurrenceFitsParams) \
+  W(recurrence_forward, RecurrenceForwardParams)      \
+  W(recurrence_backward, RecurrenceBackwardParams)
 
 namespace fastnn {
 

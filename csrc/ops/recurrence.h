@@ -1,0 +1,93 @@
+// The recurrence of a layer over a whole sequence, in one direction: everything after the input's product with
+// W_ih, which is one large matrix product of the framework's, and before the weights' gradients, which are
+// more of them. The cells' formulas stand in ops/recurrent_cell.h. Of a cell with G gates (4: i, f, g, o; coupled
+// LSTM 3: f, g, o; GRU and reset 3: r, z, n; RNN 1):
+//
+//   LSTM, RNN   a = gates_t + W_hh h_{t-1}
+//   GRU         a_r, a_z likewise; x_n = gates_t, u_n = W_hn h_{t-1} + b_n
+//   reset       W_hh has the blocks r, z, n (z only where z_sees_h); that of n multiplies r * h_{t-1}
+//
+// Samples may differ in length. Rows of the sequence's tensors are steps of samples, in any order that the
+// three tables below describe: of padded batches row t N + n, of packed ones those of each step together. A
+// direction that is reversed begins with each sample's own last step.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+#include "recurrent_cell.h"
+#include "status.h"
+#include "stream.h"
+
+namespace fastnn {
+
+// Samples are numbered from the longest to the shortest. The tables lie in the memory of the device that computes;
+// null where every sample has all T steps: then row t N + n is step t of sample n, whose state is row n.
+struct Recurrence {
+  RecurrentCell cell;
+  DType dtype;
+  int64_t N, H;
+  int64_t T;  // steps of sample 0
+  bool reverse;
+  const int64_t* lengths;      // [N], descending; a sample of length 0 keeps its state
+  const int64_t* step_rows;    // [T]: step t of sample n is row step_rows[t] + sample_rows[n] of the sequence
+  const int64_t* sample_rows;  // [N]
+  const int64_t* state_rows;   // [N]: of the states before and after
+};
+
+// All tensors are dense. Rows that no sample has are neither read nor written.
+struct RecurrenceForwardParams {
+  Recurrence in;
+  const void* w_hh;        // [recurrent blocks * H, H]
+  const void* b_n;         // GRU: [H], or null
+  const void* peephole;    // LSTM: [3, H] of i, f, o; coupled: [2, H] of f, o; null without
+  CellBlock zoneout_h;     // d of each row [rows, H], or of all [H] with pitch 0; null without
+  CellBlock zoneout_c;     // likewise
+  const void* h0;          // [N, H]
+  const void* c0;          // [N, H]; null of cells without c
+  void* gates;             // [rows, G H]; before: x W_ih^T + biases; after, where `save`: activated
+  void* y;                 // [rows, H]
+  void* record;            // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
+  bool save;               // for backward
+  void* h_n;               // [N, H]
+  void* c_n;               // [N, H]; null of cells without c
+  void* workspace;         // recurrence_forward_workspace() bytes, aligned to 64
+};
+
+struct RecurrenceBackwardParams {
+  Recurrence in;
+  const void* w_hh;        // [recurrent blocks * H, H]
+  const void* peephole;    // as forward's
+  CellBlock zoneout_h;     // as forward's
+  CellBlock zoneout_c;     // as forward's
+  const void* h0;          // [N, H]
+  const void* c0;          // [N, H]; null of cells without c
+  const void* y;           // [rows, H]
+  const void* gates;       // [rows, G H], as forward left them
+  const void* record;      // [rows, H], as forward left it; null of RNN
+  const void* grad_y;      // [rows, H]; null for 0
+  const void* grad_c;      // [rows, H], of every c_t; null for 0
+  const void* grad_h_n;    // [N, H]; null for 0
+  const void* grad_c_n;    // [N, H]; null for 0
+  void* grad_gates;        // [rows, G H]: of what forward found there
+  void* grad_u_n;          // GRU: [rows, H]; null of others
+  void* grad_h0;           // [N, H]
+  void* grad_c0;           // [N, H]; null of cells without c
+  void* workspace;         // recurrence_backward_workspace() bytes, aligned to 64
+};
+
+// Whether a backend has a kernel for it: on a GPU, whether the weights fit on the chip. Otherwise the cell is
+// stepped over time.
+struct RecurrenceFitsParams {
+  Recurrence in;
+  bool backward;
+  bool* fits;
+};
+
+FASTNN_DECLARE_OP(recurrence_fits, RecurrenceFitsParams)
+FASTNN_DECLARE_OP(recurrence_forward, RecurrenceForwardParams)
+FASTNN_DECLARE_WORKSPACE(recurrence_forward, RecurrenceForwardParams)
+FASTNN_DECLARE_OP(recurrence_backward, RecurrenceBackwardParams)
+FASTNN_DECLARE_WORKSPACE(recurrence_backward, RecurrenceBackwardParams)
+
+}  // namespace fastnn
