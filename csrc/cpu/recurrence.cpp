@@ -1,26 +1,46 @@
-// The LSTM's recurrence on the CPU: the entry points of lstm_sequence_forward.h and lstm_sequence_backward.h.
-#include "../ops/lstm_sequence.h"
+// Recurrences on the CPU: the entry points of recurrence_forward.h and recurrence_backward.h.
+#include "../ops/recurrence.h"
 
 #include "dispatch.h"
-#include "lstm_sequence_backward.h"
-#include "lstm_sequence_forward.h"
+#include "recurrence_backward.h"
+#include "recurrence_forward.h"
 
 namespace fastnn::FASTNN_BACKEND {
 
 namespace {
 
-// f(SequenceForward or SequenceBackward of the dtype).
-template <typename F>
-Status with_sequence(const LstmSequenceForwardParams& p, const F& f) {
+template <typename Params, typename scalar_t, CellKind kKind, bool kPlain>
+struct Direction {
+  using type = recurrence::Forward<scalar_t, kKind, kPlain>;
+};
+template <typename scalar_t, CellKind kKind, bool kPlain>
+struct Direction<RecurrenceBackwardParams, scalar_t, kKind, kPlain> {
+  using type = recurrence::Backward<scalar_t, kKind, kPlain>;
+};
+
+// f(Forward or Backward of the dtype and the cell).
+template <typename Params, typename F>
+Status with_recurrence(const Params& p, const F& f) {
   return dispatch_dtype(p.in.dtype, [&](auto scalar) {
-    f(lstm::SequenceForward<typename decltype(scalar)::type>(p));
-    return Status::success();
-  });
-}
-template <typename F>
-Status with_sequence(const LstmSequenceBackwardParams& p, const F& f) {
-  return dispatch_dtype(p.in.dtype, [&](auto scalar) {
-    f(lstm::SequenceBackward<typename decltype(scalar)::type>(p));
+    using scalar_t = typename decltype(scalar)::type;
+    switch (p.in.cell.kind) {
+      case CellKind::kLstm:
+        if (p.in.cell.is_plain_lstm()) {
+          f(typename Direction<Params, scalar_t, CellKind::kLstm, true>::type(p));
+        } else {
+          f(typename Direction<Params, scalar_t, CellKind::kLstm, false>::type(p));
+        }
+        break;
+      case CellKind::kGru:
+        f(typename Direction<Params, scalar_t, CellKind::kGru, false>::type(p));
+        break;
+      case CellKind::kRnn:
+        f(typename Direction<Params, scalar_t, CellKind::kRnn, false>::type(p));
+        break;
+      case CellKind::kReset:
+        f(typename Direction<Params, scalar_t, CellKind::kReset, false>::type(p));
+        break;
+    }
     return Status::success();
   });
 }
@@ -28,20 +48,24 @@ Status with_sequence(const LstmSequenceBackwardParams& p, const F& f) {
 template <typename Params>
 int64_t workspace(const Params& p) {
   int64_t bytes = 0;
-  with_sequence(p, [&](const auto& sequence) { bytes = sequence.bytes(); });
+  with_recurrence(p, [&](const auto& recurrence) { bytes = recurrence.bytes(); });
   return bytes;
 }
 
 template <typename Params>
 Status run(const Params& p) {
-  return with_sequence(p, [](const auto& sequence) { sequence.run(); });
+  return with_recurrence(p, [](const auto& recurrence) { recurrence.run(); });
 }
 
 }  // namespace
 
-int64_t lstm_sequence_forward_workspace(const LstmSequenceForwardParams& p) { return workspace(p); }
-int64_t lstm_sequence_backward_workspace(const LstmSequenceBackwardParams& p) { return workspace(p); }
-Status lstm_sequence_forward(const LstmSequenceForwardParams& p, Stream) { return run(p); }
-Status lstm_sequence_backward(const LstmSequenceBackwardParams& p, Stream) { return run(p); }
+Status recurrence_fits(const RecurrenceFitsParams& p, Stream) {
+  *p.fits = true;
+  return Status::success();
+}
+int64_t recurrence_forward_workspace(const RecurrenceForwardParams& p) { return workspace(p); }
+int64_t recurrence_backward_workspace(const RecurrenceBackwardParams& p) { return workspace(p); }
+Status recurrence_forward(const RecurrenceForwardParams& p, Stream) { return run(p); }
+Status recurrence_backward(const RecurrenceBackwardParams& p, Stream) { return run(p); }
 
 }  // namespace fastnn::FASTNN_BACKEND

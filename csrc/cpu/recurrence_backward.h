@@ -1,138 +1,315 @@
-// The LSTM's recurrence backward; what it shares with forward stands in lstm_sequence_plan.h.
+// A recurrence backward; what it shares with forward stands in recurrence_plan.h.
 //
 // From the last step to the first, a thread turns the gradients of its units' states into those of their gates,
 // meets the others, and multiplies everybody's gates with its columns of W_hh, which is the gradient of its
-// units of the state before. What bounds it is what bounds forward. Error: 4 H roundings of a sum's partial
-// sums, and those of the steps after.
+// units of the state before. Where r * h is multiplied, its gradient comes first, by a product of its own. What
+// bounds it is what bounds forward. Error: G H roundings of a sum's partial sums, and those of the steps after.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
-#include "../ops/lstm_cell_math.h"
-#include "lstm_sequence_plan.h"
+#include "recurrence_plan.h"
 #include "step_team.h"
 
-namespace fastnn::FASTNN_BACKEND::lstm {
+namespace fastnn::FASTNN_BACKEND::recurrence {
 
-template <typename scalar_t>
-class SequenceBackward {
+// kPlain: an LSTM without options.
+template <typename scalar_t, CellKind kKind, bool kPlain = false>
+class Backward {
  public:
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
+  using M = VectorMath<acc_t>;
   static constexpr int64_t L = kLanes<acc_t>;
-  static constexpr int64_t kPanelVecs = kMaxVecs > 1 ? 2 : 1;
+  static constexpr bool kReset = kKind == CellKind::kReset;
 
-  explicit SequenceBackward(const LstmSequenceBackwardParams& p)
-      : p_(p), s_(p.in), rows_{p.in}, plan_(p.in), weights_(static_cast<acc_t*>(p.workspace)) {
-    const int64_t states = s_.N * plan_.units;
-    grad_h_ = weights_ + 4 * s_.H * plan_.units;
-    grad_c_ = grad_h_ + states;
-    grad_gates_[0] = grad_c_ + states;
-    grad_gates_[1] = grad_gates_[0] + s_.N * 4 * s_.H;
+  explicit Backward(const RecurrenceBackwardParams& p)
+      : p_(p),
+        s_(p.in),
+        cell_(p.in.cell),
+        rows_{p.in},
+        plan_(p.in),
+        weights_(static_cast<acc_t*>(p.workspace)) {
+    const int64_t states = s_.N * plan_.units, blocks = cell_.recurrent_blocks();
+    acc_t* next = weights_ + blocks * s_.H * plan_.units;
+    grad_h_ = next;
+    next += states;
+    grad_c_ = next;
+    next += cell_.has_c() ? states : 0;
+    carried_ = next;
+    next += has_carried() ? states : 0;
+    sums_ = next;
+    next += kReset ? states : 0;
+    grad_peephole_ = next;
+    next += has_peephole() ? 3 * plan_.units : 0;
+    for (acc_t*& buffer : grad_gates_) {
+      buffer = next;
+      next += s_.N * blocks * s_.H;
+    }
+    end_ = next;
   }
 
   int64_t bytes() const {
-    return (4 * s_.H * plan_.units + 2 * s_.N * plan_.units + 2 * s_.N * 4 * s_.H) *
-           static_cast<int64_t>(sizeof(acc_t));
+    return reinterpret_cast<const char*>(end_) - reinterpret_cast<const char*>(weights_);
   }
 
   void run() const {
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
-      pack(first, last);
+      for_each_product([&](int64_t block, int64_t blocks) { pack(block, blocks, first, last); });
+      if (has_peephole()) {
+        for (int64_t k = 0; k < 3; ++k)
+          std::fill(grad_peephole_ + k * plan_.units + first * L, grad_peephole_ + k * plan_.units + last * L,
+                    acc_t(0));
+      }
       for (int64_t n = 0; n < s_.N; ++n) {
-        if (s_.lengths[n] == 0) begin(n, first, last);
+        if (rows_.length(n) == 0) begin(n, first, last);
       }
       int64_t active = 0;
       for (int64_t step = s_.T - 1; step >= 0; --step) {
-        for (; active < s_.N && s_.lengths[active] > step; ++active) begin(active, first, last);
+        for (; active < s_.N && rows_.length(active) > step; ++active) begin(active, first, last);
+        // Two in turn: others may still multiply with those of the step after.
         acc_t* const of_step = grad_gates_[step % 2];
-        for (int64_t n = 0; n < active; ++n) {
-          for (int64_t vec = first; vec < last; ++vec) differentiate(vec, step, n, of_step);
-        }
+        for_each_cell(first, last, step, active, [&](const Cell& at) { differentiate(at, step, of_step); });
         barrier.wait();
-        // The sums take the place of the states' gradients, which are spent.
-        for (int64_t vec = first; vec < last; vec += kPanelVecs) {
-          const int64_t panel = std::min(kPanelVecs, last - vec);
-          for (int64_t n = 0; n < active; n += kSampleBlock) {
-            multiply_block(std::min(kSampleBlock, active - n), panel, of_step + n * 4 * s_.H, 4 * s_.H,
-                           weights_ + vec * L * 4 * s_.H, 4 * s_.H, grad_h_ + n * plan_.units + vec * L,
-                           plan_.units);
+        if constexpr (kReset) {
+          const int64_t n_block = cell_.recurrent_blocks() - 1;
+          multiply(n_block, 1, of_step, active, first, last, sums_);
+          for_each_cell(first, last, step, active,
+                        [&](const Cell& at) { differentiate_reset(at, step, of_step); });
+          barrier.wait();
+          multiply(0, 1, of_step, active, first, last, grad_h_);
+          if (cell_.z_sees_h) {
+            multiply(1, 1, of_step, active, first, last, sums_);
+            for_each_cell(first, last, step, active, [&](const Cell& at) { add_of_z(at, step); });
           }
+        } else {
+          // The sums take the place of the states' gradients, which are spent.
+          multiply(0, cell_.gates(), of_step, active, first, last, grad_h_);
         }
       }
       for (int64_t n = 0; n < s_.N; ++n) {
         for (int64_t vec = first; vec < last; ++vec) store_first(vec, n);
       }
+      if (has_peephole()) store_peephole(first, last);
     });
   }
 
  private:
-  // A thread's columns of W_hh, by panels: [4H][kPanelVecs vectors].
-  void pack(int64_t first, int64_t last) const {
-    const auto* const w = static_cast<const scalar_t*>(p_.w_hh);
-    for (int64_t vec = first; vec < last; vec += kPanelVecs) {
-      const int64_t panel = std::min(kPanelVecs, last - vec);
-      acc_t* packed = weights_ + vec * L * 4 * s_.H;
-      for (int64_t row = 0; row < 4 * s_.H; ++row) {
-        for (int64_t v = vec; v < vec + panel; ++v, packed += L) {
-          load_acc(w + row * s_.H + v * L, std::min(L, s_.H - v * L)).store(packed);
+  // Whether a state's gradient has a part that no product gives.
+  bool has_carried() const { return !kPlain && (kKind == CellKind::kGru || kReset || cell_.zoneout_h); }
+  bool has_peephole() const { return !kPlain && kKind == CellKind::kLstm && p_.grad_peephole != nullptr; }
+
+  template <typename F>
+  void for_each_product(const F& f) const {
+    if constexpr (kReset) {
+      for (int64_t block = 0; block < cell_.recurrent_blocks(); ++block) f(block, int64_t{1});
+    } else {
+      f(int64_t{0}, cell_.gates());
+    }
+  }
+
+  acc_t* weights(int64_t block, int64_t blocks, int64_t vec) const {
+    return weights_ + (block * plan_.units + vec * L * blocks) * s_.H;
+  }
+
+  // A thread's columns of some blocks of W_hh, by panels: [rows][vectors].
+  void pack(int64_t block, int64_t blocks, int64_t first, int64_t last) const {
+    const auto* const w = static_cast<const scalar_t*>(p_.w_hh) + block * s_.H * s_.H;
+    plan_.for_each_panel(first, last, 1, [&](int64_t panel, int64_t vecs) {
+      acc_t* packed = weights(block, blocks, panel);
+      for (int64_t row = 0; row < blocks * s_.H; ++row) {
+        for (int64_t vec = panel; vec < panel + vecs; ++vec, packed += L) {
+          load_acc(w + row * s_.H + vec * L, std::min(L, s_.H - vec * L)).store(packed);
         }
       }
-    }
+    });
   }
 
   // The gradients with which a sample's last step begins.
   void begin(int64_t n, int64_t first, int64_t last) const {
     for (int64_t vec = first; vec < last; ++vec) {
-      const int64_t unit = vec * L, count = std::min(L, s_.H - unit), from = s_.state_rows[n] * s_.H + unit;
-      load_or_zero(static_cast<const scalar_t*>(p_.grad_h_n), from, count)
-          .store(grad_h_ + n * plan_.units + unit);
-      load_or_zero(static_cast<const scalar_t*>(p_.grad_c_n), from, count)
-          .store(grad_c_ + n * plan_.units + unit);
+      const int64_t unit = vec * L, count = std::min(L, s_.H - unit), from = rows_.state_row(n) * s_.H + unit;
+      const int64_t state = n * plan_.units + unit;
+      load_or_zero(static_cast<const scalar_t*>(p_.grad_h_n), from, count).store(grad_h_ + state);
+      if (cell_.has_c())
+        load_or_zero(static_cast<const scalar_t*>(p_.grad_c_n), from, count).store(grad_c_ + state);
+      if (has_carried()) V(0).store(carried_ + state);
     }
   }
 
-  void differentiate(int64_t vec, int64_t step, int64_t n, acc_t* of_step) const {
-    const int64_t H = s_.H, unit = vec * L, count = std::min(L, H - unit);
-    const int64_t row = rows_.row(n, step), state = n * plan_.units + unit;
-    const auto* const gates = static_cast<const scalar_t*>(p_.gates) + row * 4 * H + unit;
-    const auto* const c = static_cast<const scalar_t*>(p_.c);
-    LstmCellValues<V> v;
-    v.i = load_acc(gates, count);
-    v.f = load_acc(gates + H, count);
-    v.g = load_acc(gates + 2 * H, count);
-    v.o = load_acc(gates + 3 * H, count);
-    v.cx = step > 0 ? load_acc(c + rows_.row(n, step - 1) * H + unit, count)
-                    : load_acc(static_cast<const scalar_t*>(p_.c0) + s_.state_rows[n] * H + unit, count);
-    v.tanh_cy = hyperbolic_tangent(load_acc(c + row * H + unit, count));
-    const V grad_h = V::loadu(grad_h_ + state) +
-                     load_or_zero(static_cast<const scalar_t*>(p_.grad_y), row * H + unit, count);
-    const auto grads = lstm_cell_backward_values<V>(v, grad_h, V::loadu(grad_c_ + state));
-    grads.cx.store(grad_c_ + state);
-    auto* const grad_gates = static_cast<scalar_t*>(p_.grad_gates) + row * 4 * H + unit;
-    acc_t* const multiplied = of_step + n * 4 * H + unit;
-    const V of_gates[] = {grads.i, grads.f, grads.g, grads.o};
-    for (int64_t gate = 0; gate < 4; ++gate) {
-      store_acc(grad_gates + gate * H, of_gates[gate], count);
-      store_acc(multiplied + gate * H, of_gates[gate], count);
+  // Of a vector of units of one sample.
+  struct Cell {
+    int64_t n, row, unit, count, state;
+    const scalar_t* gates;
+    scalar_t* grad_gates;
+  };
+  template <typename F>
+  void for_each_cell(int64_t first, int64_t last, int64_t step, int64_t active, const F& f) const {
+    for (int64_t n = 0; n < active; ++n) {
+      const int64_t row = rows_.row(n, step), gates = row * cell_.gates() * s_.H;
+      for (int64_t vec = first; vec < last; ++vec) {
+        const int64_t unit = vec * L;
+        f(Cell{n, row, unit, std::min(L, s_.H - unit), n * plan_.units + unit,
+               static_cast<const scalar_t*>(p_.gates) + gates + unit,
+               static_cast<scalar_t*>(p_.grad_gates) + gates + unit});
+      }
     }
+  }
+
+  V gate(const Cell& at, int64_t k) const { return load_acc(at.gates + k * s_.H, at.count); }
+  // A gradient of gate k, also of block `block` of what is multiplied.
+  void store_gate(const Cell& at, int64_t k, const V& grad) const {
+    store_acc(at.grad_gates + k * s_.H, grad, at.count);
+  }
+  void store_product(const Cell& at, int64_t block, const V& grad, acc_t* of_step) const {
+    store_acc(of_step + (at.n * cell_.recurrent_blocks() + block) * s_.H + at.unit, grad, at.count);
+  }
+  // A state before a step.
+  V before(const Cell& at, int64_t step, const void* states, const void* first) const {
+    return step > 0
+               ? load_acc(static_cast<const scalar_t*>(states) + rows_.row(at.n, step - 1) * s_.H + at.unit,
+                          at.count)
+               : load_acc(static_cast<const scalar_t*>(first) + rows_.state_row(at.n) * s_.H + at.unit,
+                          at.count);
+  }
+  V h_before(const Cell& at, int64_t step) const { return before(at, step, p_.y, p_.h0); }
+  V of_row(const Cell& at, const void* rows) const {
+    return load_or_zero(static_cast<const scalar_t*>(rows), at.row * s_.H + at.unit, at.count);
+  }
+
+  void differentiate(const Cell& at, int64_t step, acc_t* of_step) const {
+    V grad_h = V::loadu(grad_h_ + at.state) + of_row(at, p_.grad_y), carried(0);
+    if (has_carried()) grad_h = grad_h + V::loadu(carried_ + at.state);
+    if (!kPlain && cell_.zoneout_h) {
+      grad_h = zoneout_backward(true, load_share<scalar_t>(p_.zoneout_h, at.row, at.unit, at.count), grad_h,
+                                carried);
+    }
+    if constexpr (kKind == CellKind::kLstm) {
+      differentiate_lstm(at, step, grad_h, of_step);
+    } else if constexpr (kKind == CellKind::kGru) {
+      const GruFormula<M> formula{cell_};
+      const auto g = formula.backward(
+          {gate(at, 0), gate(at, 1), gate(at, 2), of_row(at, p_.record), h_before(at, step)}, grad_h);
+      const V of_gates[] = {g.a_r, g.a_z, g.x_n}, of_products[] = {g.a_r, g.a_z, g.u_n};
+      for (int64_t k = 0; k < 3; ++k) {
+        store_gate(at, k, of_gates[k]);
+        store_product(at, k, of_products[k], of_step);
+      }
+      store_acc(static_cast<scalar_t*>(p_.grad_u_n) + at.row * s_.H + at.unit, g.u_n, at.count);
+      carried = carried + g.h;
+    } else if constexpr (kKind == CellKind::kRnn) {
+      const V grad = grad_h * slope<M>(cell_.candidate, gate(at, 0));
+      store_gate(at, 0, grad);
+      store_product(at, 0, grad, of_step);
+    } else {
+      const V z = gate(at, 1);
+      const auto g = BlendFormula<M>{cell_}.backward(gate(at, 2), z, h_before(at, step), grad_h);
+      const V a_z = g.z * slope<M>(cell_.gate, z);
+      store_gate(at, 1, a_z);
+      store_gate(at, 2, g.a_n);
+      if (cell_.z_sees_h) store_product(at, 1, a_z, of_step);
+      store_product(at, cell_.recurrent_blocks() - 1, g.a_n, of_step);
+      carried = carried + g.h;
+    }
+    if (has_carried()) carried.store(carried_ + at.state);
+  }
+
+  void differentiate_lstm(const Cell& at, int64_t step, const V& grad_h, acc_t* of_step) const {
+    LstmFormula<M, kPlain> formula{cell_};
+    if constexpr (!kPlain) load_peephole<scalar_t>(cell_, p_.peephole, s_.H, at.unit, at.count, formula.p);
+    const int64_t skipped = kPlain ? 0 : 4 - cell_.gates();
+    typename LstmFormula<M, kPlain>::Values v;
+    for (int64_t k = skipped; k < 4; ++k) v.gates[k] = gate(at, k - skipped);
+    if (!kPlain && cell_.coupled) v.gates[0] = V(1) - v.gates[1];
+    v.c = before(at, step, p_.record, p_.c0);
+    V grad_c = V::loadu(grad_c_ + at.state) + of_row(at, p_.grad_c), old(0);
+    if (!kPlain && cell_.zoneout_c) {
+      formula.make_c(v);
+      grad_c =
+          zoneout_backward(true, load_share<scalar_t>(p_.zoneout_c, at.row, at.unit, at.count), grad_c, old);
+    } else {
+      v.c_made = of_row(at, p_.record);
+      formula.squash(v);
+    }
+    const auto grads = formula.backward(v, grad_h, grad_c);
+    (kPlain ? grads.c : grads.c + old).store(grad_c_ + at.state);
+    for (int64_t k = skipped; k < 4; ++k) {
+      store_gate(at, k - skipped, grads.gates[k]);
+      store_product(at, k - skipped, grads.gates[k], of_step);
+    }
+    if (has_peephole()) {
+      for (int64_t k = skipped; k < 4; ++k) {
+        if (k == 2) continue;
+        acc_t* const sum = grad_peephole_ + (k == 3 ? 2 : k) * plan_.units + at.unit;
+        (V::loadu(sum) + grads.p[k == 3 ? 2 : k]).store(sum);
+      }
+    }
+  }
+
+  // sums_ holds the gradients of r * h.
+  void differentiate_reset(const Cell& at, int64_t step, acc_t* of_step) const {
+    const V r = gate(at, 0), grad = V::loadu(sums_ + at.state);
+    const V a_r = grad * h_before(at, step) * slope<M>(cell_.gate, r);
+    store_gate(at, 0, a_r);
+    store_product(at, 0, a_r, of_step);
+    (V::loadu(carried_ + at.state) + grad * r).store(carried_ + at.state);
+  }
+
+  // sums_ holds the gradients of what z's product takes, h or tanh(h).
+  void add_of_z(const Cell& at, int64_t step) const {
+    V grad = V::loadu(sums_ + at.state);
+    if (cell_.z_sees_tanh_h) {
+      const V seen = M::tanh(h_before(at, step));
+      grad = grad * (V(1) - seen * seen);
+    }
+    (V::loadu(carried_ + at.state) + grad).store(carried_ + at.state);
+  }
+
+  // sums = (gradients of some blocks' products of all units) * (a thread's columns of those blocks)
+  void multiply(int64_t block, int64_t blocks, const acc_t* of_step, int64_t active, int64_t first,
+                int64_t last, acc_t* sums) const {
+    const int64_t pitch = cell_.recurrent_blocks() * s_.H;
+    plan_.for_each_panel(first, last, 1, [&](int64_t vec, int64_t vecs) {
+      for (int64_t n = 0; n < active; n += kSampleBlock) {
+        multiply_block(std::min(kSampleBlock, active - n), vecs, of_step + n * pitch + block * s_.H, pitch,
+                       weights(block, blocks, vec), blocks * s_.H, sums + n * plan_.units + vec * L,
+                       plan_.units);
+      }
+    });
   }
 
   void store_first(int64_t vec, int64_t n) const {
-    const int64_t unit = vec * L, count = std::min(L, s_.H - unit), to = s_.state_rows[n] * s_.H + unit;
-    store_acc(static_cast<scalar_t*>(p_.grad_h0) + to, V::loadu(grad_h_ + n * plan_.units + unit), count);
-    store_acc(static_cast<scalar_t*>(p_.grad_c0) + to, V::loadu(grad_c_ + n * plan_.units + unit), count);
+    const int64_t unit = vec * L, count = std::min(L, s_.H - unit), to = rows_.state_row(n) * s_.H + unit;
+    const int64_t state = n * plan_.units + unit;
+    V grad_h = V::loadu(grad_h_ + state);
+    if (has_carried()) grad_h = grad_h + V::loadu(carried_ + state);
+    store_acc(static_cast<scalar_t*>(p_.grad_h0) + to, grad_h, count);
+    if (cell_.has_c()) store_acc(static_cast<scalar_t*>(p_.grad_c0) + to, V::loadu(grad_c_ + state), count);
   }
 
-  const LstmSequenceBackwardParams& p_;
-  const LstmSequence& s_;
-  const SequenceRows rows_;
-  const SequencePlan<acc_t> plan_;
+  void store_peephole(int64_t first, int64_t last) const {
+    const int64_t skipped = cell_.coupled;
+    for (int64_t vec = first; vec < last; ++vec) {
+      const int64_t unit = vec * L, count = std::min(L, s_.H - unit);
+      for (int64_t k = skipped; k < 3; ++k) {
+        store_acc(static_cast<scalar_t*>(p_.grad_peephole) + (k - skipped) * s_.H + unit,
+                  V::loadu(grad_peephole_ + k * plan_.units + unit), count);
+      }
+    }
+  }
+
+  const RecurrenceBackwardParams& p_;
+  const Recurrence& s_;
+  const RecurrentCell& cell_;
+  const Rows rows_;
+  const Plan<acc_t> plan_;
   acc_t* const weights_;
-  acc_t *grad_h_, *grad_c_;  // [N][whole vectors of units]
-  acc_t* grad_gates_[2];     // [N][4H], of this step and of the one after it
+  acc_t *grad_h_, *grad_c_, *carried_, *sums_;  // [N][whole vectors of units]
+  acc_t* grad_peephole_;                        // [3][whole vectors of units]
+  acc_t* grad_gates_[2];                        // [N][recurrent blocks][H]: of the products
+  acc_t* end_;
 };
 
-}  // namespace fastnn::FASTNN_BACKEND::lstm
+}  // namespace fastnn::FASTNN_BACKEND::recurrence

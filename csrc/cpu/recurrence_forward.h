@@ -1,8 +1,8 @@
-// The LSTM's recurrence forward; what it shares with backward stands in lstm_sequence_plan.h.
+// A recurrence forward; what it shares with backward stands in recurrence_plan.h.
 //
-// What bounds it: 4 N H^2 multiply-adds a step where samples are many; where they are few, reading 16 H^2 bytes
-// of weights (in float32) from the caches, and of one sample the chain of additions. Error: H roundings of a
-// sum's partial sums, those of the activations, and those of the steps before.
+// What bounds it: G N H^2 multiply-adds a step of a cell with G gates where samples are many; where they are
+// few, reading 4 G H^2 bytes of weights (in float32) from the caches. Error: H roundings of a sum's partial
+// sums, those of the activations, and those of the steps before.
 #pragma once
 
 #include <algorithm>
@@ -10,46 +10,61 @@
 
 #include "conv_patches.h"
 #include "conv_transpose.h"
-#include "lstm_sequence_plan.h"
+#include "recurrence_plan.h"
 #include "step_team.h"
 
-namespace fastnn::FASTNN_BACKEND::lstm {
+namespace fastnn::FASTNN_BACKEND::recurrence {
 
-template <typename scalar_t>
-class SequenceForward {
+// kPlain: an LSTM without options.
+template <typename scalar_t, CellKind kKind, bool kPlain = false>
+class Forward {
  public:
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
+  using M = VectorMath<acc_t>;
   static constexpr int64_t L = kLanes<acc_t>;
+  static constexpr bool kReset = kKind == CellKind::kReset;
   // For which gates are fetched: runs of a sample are too short for the processor to see them coming.
   static constexpr int64_t kSamplesAhead = 2;
 
-  explicit SequenceForward(const LstmSequenceForwardParams& p)
-      : p_(p), s_(p.in), rows_{p.in}, plan_(p.in), weights_(static_cast<acc_t*>(p.workspace)) {
-    h_[0] = weights_ + 4 * plan_.units * s_.H;
-    h_[1] = h_[0] + s_.N * plan_.units;
-    c_ = h_[1] + s_.N * plan_.units;
-    sums_ = c_ + s_.N * plan_.units;
+  explicit Forward(const RecurrenceForwardParams& p)
+      : p_(p),
+        s_(p.in),
+        cell_(p.in.cell),
+        rows_{p.in},
+        plan_(p.in),
+        weights_(static_cast<acc_t*>(p.workspace)) {
+    acc_t* next = weights_ + cell_.recurrent_blocks() * plan_.units * s_.H;
+    for (acc_t** buffer : {&h_[0], &h_[1], &c_, &z_, &reset_h_, &tanh_h_}) {
+      *buffer = next;
+      if (is_used(buffer)) next += s_.N * plan_.units;
+    }
+    sums_ = next;
+    end_ = sums_ + std::min(s_.N, kSampleBlock) * sums_blocks() * plan_.units;
   }
 
   int64_t bytes() const {
-    const int64_t sums = std::min(s_.N, kSampleBlock) * 4 * plan_.units;
-    return (4 * plan_.units * s_.H + 3 * s_.N * plan_.units + sums) * static_cast<int64_t>(sizeof(acc_t));
+    return reinterpret_cast<const char*>(end_) - reinterpret_cast<const char*>(weights_);
   }
 
   void run() const {
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
-      for (int64_t vec = first; vec < last; ++vec) {
-        pack(vec);
-        load_states(vec);
-      }
+      for_each_product([&](int64_t block, int64_t gates) { pack(block, gates, first, last); });
+      for (int64_t vec = first; vec < last; ++vec) load_states(vec);
       barrier.wait();
       int64_t active = s_.N;
       for (int64_t step = 0; step < s_.T; ++step) {
         active = rows_.active(step, active);
-        for (int64_t n = 0; n < active; n += kSampleBlock) {
-          compute(first, last, step, n, std::min(kSampleBlock, active - n));
+        const auto for_samples = [&](const auto& f) {
+          for (int64_t n = 0; n < active; n += kSampleBlock) f(n, std::min(kSampleBlock, active - n));
+        };
+        if constexpr (kReset) {
+          for_samples([&](int64_t n, int64_t samples) { reset(first, last, step, n, samples); });
+          barrier.wait();
+          for_samples([&](int64_t n, int64_t samples) { blend(first, last, step, n, samples); });
+        } else {
+          for_samples([&](int64_t n, int64_t samples) { compute(first, last, step, n, samples); });
         }
         barrier.wait();
       }
@@ -57,96 +72,262 @@ class SequenceForward {
   }
 
  private:
-  // [unit vector][k][gate][lane]
-  void pack(int64_t vec) const {
-    const auto* const w = static_cast<const scalar_t*>(p_.w_hh);
-    const int64_t H = s_.H, unit = vec * L, count = std::min(L, H - unit);
-    acc_t* const packed = weights_ + vec * 4 * L * H;
-    if (count < L) std::fill(packed, packed + 4 * L * H, acc_t(0));
-    constexpr int64_t kColumns = 64;
-    alignas(64) acc_t block[L * kColumns];
-    for (int64_t gate = 0; gate < 4; ++gate) {
-      const scalar_t* const rows = w + (gate * H + unit) * H;
-      for (int64_t k = 0; k < H; k += kColumns) {
-        const int64_t columns = std::min(kColumns, H - k);
-        for (int64_t lane = 0; lane < count; ++lane)
-          copy_run(block + lane * kColumns, rows + lane * H + k, columns);
-        copy_transposed(block, kColumns, count, columns, packed + (k * 4 + gate) * L, 4 * L);
-      }
+  bool is_used(acc_t* const* buffer) const {
+    if (buffer == &c_) return cell_.has_c();
+    if (buffer == &z_ || buffer == &reset_h_) return kReset;
+    if (buffer == &tanh_h_) return cell_.z_sees_tanh_h;
+    return true;
+  }
+  int64_t sums_blocks() const { return kReset ? 2 : cell_.gates(); }
+
+  // Of each product of a step the first block of W_hh and how many it takes.
+  template <typename F>
+  void for_each_product(const F& f) const {
+    if constexpr (kReset) {
+      for (int64_t block = 0; block < cell_.recurrent_blocks(); ++block) f(block, int64_t{1});
+    } else {
+      f(int64_t{0}, cell_.gates());
     }
+  }
+
+  // The weights of a product: by panels of a thread's vectors, [k][unit vector][gate][lane].
+  acc_t* weights(int64_t block, int64_t gates, int64_t vec) const {
+    return weights_ + (block * plan_.units + vec * gates * L) * s_.H;
+  }
+
+  void pack(int64_t block, int64_t gates, int64_t first, int64_t last) const {
+    const auto* const w = static_cast<const scalar_t*>(p_.w_hh) + block * s_.H * s_.H;
+    const int64_t H = s_.H;
+    constexpr int64_t kColumns = 64;
+    alignas(64) acc_t square[L * kColumns];
+    plan_.for_each_panel(first, last, gates, [&](int64_t panel, int64_t vecs) {
+      acc_t* const packed = weights(block, gates, panel);
+      const int64_t width = vecs * gates * L;
+      for (int64_t v = 0; v < vecs; ++v) {
+        const int64_t unit = (panel + v) * L, count = std::min(L, H - unit);
+        for (int64_t gate = 0; gate < gates; ++gate) {
+          const scalar_t* const rows = w + (gate * H + unit) * H;
+          acc_t* const to = packed + (v * gates + gate) * L;
+          for (int64_t k = 0; k < H; k += kColumns) {
+            const int64_t columns = std::min(kColumns, H - k);
+            for (int64_t lane = 0; lane < count; ++lane)
+              copy_run(square + lane * kColumns, rows + lane * H + k, columns);
+            copy_transposed(square, kColumns, count, columns, to + k * width, width);
+            for (int64_t d = k; count < L && d < k + columns; ++d)
+              std::fill(to + d * width + count, to + d * width + L, acc_t(0));
+          }
+        }
+      }
+    });
   }
 
   void load_states(int64_t vec) const {
     const int64_t H = s_.H, unit = vec * L, count = std::min(L, H - unit);
-    const auto *const h0 = static_cast<const scalar_t*>(p_.h0), *const c0 = static_cast<const scalar_t*>(p_.c0);
     for (int64_t n = 0; n < s_.N; ++n) {
-      const int64_t from = s_.state_rows[n] * H + unit, to = n * plan_.units + unit;
-      const V h = load_acc(h0 + from, count), c = load_acc(c0 + from, count);
-      h.store(h_[0] + to);
-      c.store(c_ + to);
-      if (s_.lengths[n] == 0) store_last(n, unit, count, h, c);
+      const int64_t from = rows_.state_row(n) * H + unit, to = n * plan_.units + unit;
+      const V h = load_acc(static_cast<const scalar_t*>(p_.h0) + from, count);
+      set_h(0, to, h);
+      V c(0);
+      if (cell_.has_c()) {
+        c = load_acc(static_cast<const scalar_t*>(p_.c0) + from, count);
+        c.store(c_ + to);
+      }
+      if (rows_.length(n) == 0) store_last(n, unit, count, h, c);
     }
+  }
+
+  void set_h(int64_t step, int64_t state, const V& h) const {
+    h.store(h_[step % 2] + state);
+    if (kReset && cell_.z_sees_tanh_h) M::tanh(h).store(tanh_h_ + state);
   }
 
   void store_last(int64_t n, int64_t unit, int64_t count, const V& h, const V& c) const {
-    const int64_t to = s_.state_rows[n] * s_.H + unit;
+    const int64_t to = rows_.state_row(n) * s_.H + unit;
     store_acc(static_cast<scalar_t*>(p_.h_n) + to, h, count);
-    store_acc(static_cast<scalar_t*>(p_.c_n) + to, c, count);
+    if (cell_.has_c()) store_acc(static_cast<scalar_t*>(p_.c_n) + to, c, count);
   }
 
-  // The units of vectors [first, last) of some samples in one step. All products come first, so that what
-  // follows goes through the gates in memory by runs and not by single lines.
-  void compute(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
-    const int64_t pitch = (last - first) * 4 * L;
-    acc_t* const sums = sums_ + std::min(s_.N, kSampleBlock) * first * 4 * L;
-    for (int64_t vec = first; vec < last; ++vec) {
-      multiply_block(samples, 4, h_[step % 2] + sample * plan_.units, plan_.units,
-                     weights_ + vec * 4 * L * s_.H, s_.H, sums + (vec - first) * 4 * L, pitch);
-    }
+  // ---- one step
+  // -----------------------------------------------------------------------------------------------
+
+  // A thread's sums of some samples: [sample][vector][gate][lane] of the product that they are given for.
+  struct Sums {
+    acc_t* at;
+    int64_t pitch;
+  };
+  Sums sums_of(int64_t first, int64_t last) const {
+    return {sums_ + std::min(s_.N, kSampleBlock) * first * sums_blocks() * L,
+            (last - first) * sums_blocks() * L};
+  }
+
+  void multiply(int64_t block, int64_t gates, int64_t first, int64_t last, const acc_t* operand,
+                int64_t samples, const Sums& sums, int64_t offset = 0) const {
+    plan_.for_each_panel(first, last, gates, [&](int64_t vec, int64_t vecs) {
+      multiply_block(samples, vecs * gates, operand, plan_.units, weights(block, gates, vec), s_.H,
+                     sums.at + offset + (vec - first) * gates * L, sums.pitch);
+    });
+  }
+
+  // f(vector, sample, place of its gates' row, sums of its first gate) for a block of samples. All products
+  // come first, so that this goes through the gates in memory by runs and not by single lines.
+  template <typename F>
+  void for_each_cell(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples,
+                     const Sums& sums, int64_t sums_step, const F& f) const {
+    const int64_t pitch = cell_.gates() * s_.H;
     for (int64_t m = 0; m < samples; ++m) {
-      const scalar_t* const ahead =
-          static_cast<const scalar_t*>(p_.gates) +
-          rows_.row(std::min(sample + m + kSamplesAhead, sample + samples - 1), step) * 4 * s_.H;
+      const int64_t next = std::min(sample + m + kSamplesAhead, sample + samples - 1);
+      const scalar_t* const ahead = static_cast<const scalar_t*>(p_.gates) + rows_.row(next, step) * pitch;
+      const int64_t row = rows_.row(sample + m, step);
       for (int64_t vec = first; vec < last; ++vec) {
-        for (int64_t gate = 0; gate < 4; ++gate) __builtin_prefetch(ahead + gate * s_.H + vec * L, 1);
-        activate(vec, step, sample + m, sums + m * pitch + (vec - first) * 4 * L);
+        for (int64_t gate = 0; gate < cell_.gates(); ++gate)
+          __builtin_prefetch(ahead + gate * s_.H + vec * L, 1);
+        f(vec, sample + m, row, sums.at + m * sums.pitch + (vec - first) * sums_step);
       }
     }
   }
 
-  void activate(int64_t vec, int64_t step, int64_t n, const acc_t* sums) const {
-    const int64_t H = s_.H, unit = vec * L, count = std::min(L, H - unit);
-    const int64_t row = rows_.row(n, step), state = n * plan_.units + unit;
-    scalar_t* const gates = static_cast<scalar_t*>(p_.gates) + row * 4 * H + unit;
-    const auto pre_activation = [&](int64_t gate) {
-      return V::loadu(sums + gate * L) + load_acc(static_cast<const scalar_t*>(gates + gate * H), count);
-    };
-    const V i = sigmoid(pre_activation(0)), f = sigmoid(pre_activation(1));
-    const V g = hyperbolic_tangent(pre_activation(2)), o = sigmoid(pre_activation(3));
-    const V c = f * V::loadu(c_ + state) + i * g, h = o * hyperbolic_tangent(c);
-    scalar_t* const y = static_cast<scalar_t*>(p_.y) + row * H + unit;
-    store_acc(y, h, count);
-    if (p_.c != nullptr) {  // for backward
-      store_acc(static_cast<scalar_t*>(p_.c) + row * H + unit, c, count);
-      store_acc(gates, i, count);
-      store_acc(gates + H, f, count);
-      store_acc(gates + 2 * H, g, count);
-      store_acc(gates + 3 * H, o, count);
-    }
-    c.store(c_ + state);
-    // What the next step multiplies is what the caller sees.
-    const V seen = std::is_same_v<scalar_t, acc_t> ? h : load_acc(static_cast<const scalar_t*>(y), count);
-    seen.store(h_[(step + 1) % 2] + state);
-    if (step == s_.lengths[n] - 1) store_last(n, unit, count, h, c);
+  // Of a vector of units of one sample.
+  struct Cell {
+    int64_t n, row, unit, count, state;
+    scalar_t* gates;
+  };
+  Cell cell_at(int64_t vec, int64_t n, int64_t row) const {
+    const int64_t unit = vec * L;
+    return {n,
+            row,
+            unit,
+            std::min(L, s_.H - unit),
+            n * plan_.units + unit,
+            static_cast<scalar_t*>(p_.gates) + row * cell_.gates() * s_.H + unit};
+  }
+  V gate(const Cell& at, int64_t k) const {
+    return load_acc(static_cast<const scalar_t*>(at.gates + k * s_.H), at.count);
+  }
+  void save(const Cell& at, int64_t k, const V& value) const {
+    store_acc(at.gates + k * s_.H, value, at.count);
+  }
+  void save_record(const Cell& at, const V& value) const {
+    if (p_.record != nullptr)
+      store_acc(static_cast<scalar_t*>(p_.record) + at.row * s_.H + at.unit, value, at.count);
   }
 
-  const LstmSequenceForwardParams& p_;
-  const LstmSequence& s_;
-  const SequenceRows rows_;
-  const SequencePlan<acc_t> plan_;
+  void finish(const Cell& at, int64_t step, const V& made, const V& c) const {
+    V h = made;
+    if (!kPlain && cell_.zoneout_h) {
+      h = zoned_out(true, load_share<scalar_t>(p_.zoneout_h, at.row, at.unit, at.count),
+                    V::loadu(h_[step % 2] + at.state), made);
+    }
+    scalar_t* const y = static_cast<scalar_t*>(p_.y) + at.row * s_.H + at.unit;
+    store_acc(y, h, at.count);
+    // What the next step multiplies is what the caller sees.
+    set_h(step + 1, at.state,
+          std::is_same_v<scalar_t, acc_t> ? h : load_acc(static_cast<const scalar_t*>(y), at.count));
+    if (step == rows_.length(at.n) - 1) store_last(at.n, at.unit, at.count, h, c);
+  }
+
+  void compute(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
+    const Sums sums = sums_of(first, last);
+    const int64_t gates = cell_.gates();
+    multiply(0, gates, first, last, h_[step % 2] + sample * plan_.units, samples, sums);
+    for_each_cell(first, last, step, sample, samples, sums, gates * L,
+                  [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
+                    const Cell at = cell_at(vec, n, row);
+                    if constexpr (kKind == CellKind::kLstm) {
+                      step_lstm(at, step, products);
+                    } else if constexpr (kKind == CellKind::kGru) {
+                      step_gru(at, step, products);
+                    } else {
+                      const V made = activate<M>(cell_.candidate, V::loadu(products) + gate(at, 0));
+                      if (p_.save) save(at, 0, made);
+                      finish(at, step, made, made);
+                    }
+                  });
+  }
+
+  void step_lstm(const Cell& at, int64_t step, const acc_t* products) const {
+    LstmFormula<M, kPlain> formula{cell_};
+    if constexpr (!kPlain) load_peephole<scalar_t>(cell_, p_.peephole, s_.H, at.unit, at.count, formula.p);
+    V a[4];
+    const int64_t skipped = kPlain ? 0 : 4 - cell_.gates();
+    for (int64_t k = skipped; k < 4; ++k) a[k] = V::loadu(products + (k - skipped) * L) + gate(at, k - skipped);
+    typename LstmFormula<M, kPlain>::Values v;
+    formula.activate_gates(a, V::loadu(c_ + at.state), v);
+    V c = v.c_made;
+    if (!kPlain && cell_.zoneout_c) {
+      c = zoned_out(true, load_share<scalar_t>(p_.zoneout_c, at.row, at.unit, at.count), v.c, v.c_made);
+    }
+    c.store(c_ + at.state);
+    save_record(at, c);
+    if (p_.save) {
+      for (int64_t k = skipped; k < 4; ++k) save(at, k - skipped, v.gates[k]);
+    }
+    finish(at, step, v.gates[3] * v.squashed, c);
+  }
+
+  void step_gru(const Cell& at, int64_t step, const acc_t* products) const {
+    const GruFormula<M> formula{cell_};
+    const V u_n =
+        V::loadu(products + 2 * L) + load_or_zero(static_cast<const scalar_t*>(p_.b_n), at.unit, at.count);
+    const auto v =
+        formula.activate_gates(V::loadu(products) + gate(at, 0), V::loadu(products + L) + gate(at, 1),
+                               gate(at, 2), u_n, V::loadu(h_[step % 2] + at.state));
+    if (p_.save) {
+      save(at, 0, v.r);
+      save(at, 1, v.z);
+      save(at, 2, v.n);
+      save_record(at, u_n);
+    }
+    finish(at, step, formula.made(v), u_n);
+  }
+
+  // The first half of a step that resets before its product.
+  void reset(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
+    const Sums sums = sums_of(first, last);
+    const int64_t from = sample * plan_.units, z_offset = (last - first) * L;
+    const acc_t* const h = h_[step % 2];
+    multiply(0, 1, first, last, h + from, samples, sums);
+    if (cell_.z_sees_h) {
+      multiply(1, 1, first, last, (cell_.z_sees_tanh_h ? tanh_h_ : h) + from, samples, sums, z_offset);
+    }
+    for_each_cell(first, last, step, sample, samples, sums, L,
+                  [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
+                    const Cell at = cell_at(vec, n, row);
+                    V a_z = gate(at, 1);
+                    if (cell_.z_sees_h) a_z = a_z + V::loadu(products + z_offset);
+                    const V r = activate<M>(cell_.gate, V::loadu(products) + gate(at, 0));
+                    const V z = activate<M>(cell_.gate, a_z), reset_h = r * V::loadu(h + at.state);
+                    z.store(z_ + at.state);
+                    reset_h.store(reset_h_ + at.state);
+                    if (p_.save) {
+                      save(at, 0, r);
+                      save(at, 1, z);
+                      save_record(at, reset_h);
+                    }
+                  });
+  }
+
+  void blend(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
+    const Sums sums = sums_of(first, last);
+    multiply(cell_.recurrent_blocks() - 1, 1, first, last, reset_h_ + sample * plan_.units, samples, sums);
+    for_each_cell(first, last, step, sample, samples, sums, L,
+                  [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
+                    const Cell at = cell_at(vec, n, row);
+                    const V made = activate<M>(cell_.candidate, V::loadu(products) + gate(at, 2));
+                    if (p_.save) save(at, 2, made);
+                    const BlendFormula<M> formula{cell_};
+                    const V h = formula.made(made, V::loadu(z_ + at.state), V::loadu(h_[step % 2] + at.state));
+                    finish(at, step, h, h);
+                  });
+  }
+
+  const RecurrenceForwardParams& p_;
+  const Recurrence& s_;
+  const RecurrentCell& cell_;
+  const Rows rows_;
+  const Plan<acc_t> plan_;
   acc_t* const weights_;
-  acc_t *h_[2], *c_;  // [N][whole vectors of units]
-  acc_t* sums_;       // of each thread [samples at a time][its vectors][gate][lane]
+  acc_t *h_[2], *c_, *z_, *reset_h_, *tanh_h_;  // [N][whole vectors of units]
+  acc_t *sums_, *end_;                          // of each thread
 };
 
-}  // namespace fastnn::FASTNN_BACKEND::lstm
+}  // namespace fastnn::FASTNN_BACKEND::recurrence

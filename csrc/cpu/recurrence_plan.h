@@ -1,10 +1,10 @@
-// What the two directions of the LSTM's recurrence share; contract in ops/lstm_sequence.h.
+// What the two directions of a recurrence share; contract in ops/recurrence.h.
 //
 // The weights are packed once a call, by vectors of the units that a thread computes, and then met in every
 // step: a thread has the same units throughout, so its share of the weights stays in its cache where it fits.
-// Each step is one product with the state of the step before, which all threads need whole, so they meet once a
-// step. Samples are numbered from the longest to the shortest: those that are still under way are a prefix, and
-// a step costs what it has samples.
+// Each product of a step needs all of what the threads made before it, so they meet once a step, twice where
+// the cell has two products. Samples are numbered from the longest to the shortest: those that are still under
+// way are a prefix, and a step costs what it has samples.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -12,46 +12,90 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../ops/lstm_sequence.h"
-#include "lstm_cell_pointwise.h"
+#include "../ops/recurrence.h"
 #include "matrix_tile.h"
+#include "recurrent_cell_vectors.h"
 
-namespace fastnn::FASTNN_BACKEND::lstm {
+namespace fastnn::FASTNN_BACKEND::recurrence {
+
+using lstm::ceil_div;
+using lstm::load_or_zero;
 
 // Multiply-adds of a step below which one thread does it alone: about 4 us, ten times what meeting costs.
 inline constexpr int64_t kMinStepMultiplyAdds = 100000;
 
+// Samples of which a product is bound by its chains of additions rather than by the weights' way to the core:
+// their products take kWideVecs chains at a time.
+inline constexpr int64_t kFewSamples = 2;
+inline constexpr int64_t kWideVecs = 8;
+
 template <typename acc_t>
-struct SequencePlan {
+struct Plan {
   static constexpr int64_t L = kLanes<acc_t>;
   int64_t unit_vecs;
   int64_t units;  // whole vectors
   int64_t threads;
+  bool few;
 
-  explicit SequencePlan(const LstmSequence& s)
+  explicit Plan(const Recurrence& s)
       : unit_vecs(ceil_div(s.H, L)),
         units(unit_vecs * L),
-        threads(std::min<int64_t>({at::get_num_threads(), unit_vecs,
-                                   std::max<int64_t>(1, 4 * s.N * s.H * s.H / kMinStepMultiplyAdds)})) {}
+        threads(std::min<int64_t>(
+            {at::get_num_threads(), unit_vecs,
+             std::max<int64_t>(1, s.cell.recurrent_blocks() * s.N * s.H * s.H / kMinStepMultiplyAdds)})),
+        few(s.N <= kFewSamples) {}
 
   // The share of a thread, in vectors of units.
   int64_t first(int64_t thread, int64_t members) const { return thread * unit_vecs / members; }
+
+  // Vectors of units whose weights lie together, with `gates` vectors of weights for each: an even number where
+  // samples are many, since the tiles are two vectors wide.
+  int64_t panel(int64_t gates) const {
+    if (few) return std::max<int64_t>(1, kWideVecs / gates);
+    return gates % 2 == 0 ? 1 : 2;
+  }
+  template <typename F>
+  void for_each_panel(int64_t first, int64_t last, int64_t gates, const F& f) const {
+    const int64_t width = panel(gates);
+    for (int64_t vec = first; vec < last; vec += width) f(vec, std::min(width, last - vec));
+  }
 };
 
 // Places of a sample's steps in the order in which a direction takes them.
-struct SequenceRows {
-  const LstmSequence& s;
+struct Rows {
+  const Recurrence& s;
 
+  int64_t length(int64_t sample) const { return s.lengths == nullptr ? s.T : s.lengths[sample]; }
+  int64_t state_row(int64_t sample) const { return s.state_rows == nullptr ? sample : s.state_rows[sample]; }
   int64_t row(int64_t sample, int64_t step) const {
-    const int64_t t = s.reverse ? s.lengths[sample] - 1 - step : step;
-    return s.step_rows[t] + s.sample_rows[sample];
+    const int64_t t = s.reverse ? length(sample) - 1 - step : step;
+    return s.step_rows == nullptr ? t * s.N + sample : s.step_rows[t] + s.sample_rows[sample];
   }
   // Samples that have a step; `before` of them, or more, had the one before it.
   int64_t active(int64_t step, int64_t before) const {
-    while (before > 0 && s.lengths[before - 1] <= step) --before;
+    while (before > 0 && length(before - 1) <= step) --before;
     return before;
   }
 };
+
+// The share d of the old state at a row.
+template <typename scalar_t>
+Vec<acc_type<scalar_t>> load_share(const CellBlock& block, int64_t row, int64_t unit, int64_t count) {
+  return load_or_zero(static_cast<const scalar_t*>(block.data), row * block.pitch + unit, count);
+}
+
+// p_i, p_f, p_o of some units; a coupled cell has no p_i.
+template <typename scalar_t, typename V>
+void load_peephole(const RecurrentCell& cell, const void* peephole, int64_t H, int64_t unit, int64_t count,
+                   V (&p)[3]) {
+  if (!cell.peephole) return;
+  const int first = cell.coupled;
+  for (int k = first; k < 3; ++k) {
+    p[k] = load_acc(static_cast<const scalar_t*>(peephole) + (k - first) * H + unit, count);
+  }
+}
+
+// ---- products -----------------------------------------------------------------------------------------------
 
 // Samples whose sums a thread has at a time, and steps of a sum's reduction for which it goes over them: with
 // vectors of 16 floats, 16 KB of sums for four vectors of weights, and 8 KB of weights, which stay in L1
@@ -59,12 +103,63 @@ struct SequenceRows {
 inline constexpr int64_t kSampleBlock = 64;
 inline constexpr int64_t kDepthPiece = 32;
 
+// c = a b of one or two rows and up to kWideVecs vectors in all: enough chains to fill the multiply-adds'
+// latency. Every sum is one chain in ascending order, as in matrix_tile.h.
+template <typename acc_t, int rows, int vecs>
+void multiply_few(const acc_t* a, int64_t a_pitch, const acc_t* b, int64_t b_pitch, int64_t depth, acc_t* c,
+                  int64_t c_pitch) {
+  using Register = RegisterVec<acc_t>;
+  constexpr int lanes = Register::size();
+  constexpr int columns = vecs * static_cast<int>(kLanes<acc_t>) / lanes;
+  Register sum[rows][columns];
+#pragma GCC unroll 2
+  for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < columns; ++v) sum[m][v] = Register(acc_t(0));
+  }
+  for (int64_t d = 0; d < depth; ++d, b += b_pitch) {
+#pragma GCC unroll 2
+    for (int m = 0; m < rows; ++m) {
+      const Register number(a[m * a_pitch + d]);
+#pragma GCC unroll 16
+      for (int v = 0; v < columns; ++v) sum[m][v] = fmadd(number, Register::loadu(b + v * lanes), sum[m][v]);
+    }
+  }
+#pragma GCC unroll 2
+  for (int m = 0; m < rows; ++m) {
+#pragma GCC unroll 16
+    for (int v = 0; v < columns; ++v) sum[m][v].store(c + m * c_pitch + v * lanes);
+  }
+}
+
+template <typename acc_t>
+void multiply_few_rows(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch, const acc_t* b,
+                       int64_t b_pitch, int64_t depth, acc_t* c, int64_t c_pitch) {
+  using Kernel = void (*)(const acc_t*, int64_t, const acc_t*, int64_t, int64_t, acc_t*, int64_t);
+  static constexpr Kernel kOne[] = {multiply_few<acc_t, 1, 1>, multiply_few<acc_t, 1, 2>,
+                                    multiply_few<acc_t, 1, 3>, multiply_few<acc_t, 1, 4>,
+                                    multiply_few<acc_t, 1, 5>, multiply_few<acc_t, 1, 6>,
+                                    multiply_few<acc_t, 1, 7>, multiply_few<acc_t, 1, 8>};
+  static constexpr Kernel kTwo[] = {multiply_few<acc_t, 2, 1>, multiply_few<acc_t, 2, 2>,
+                                    multiply_few<acc_t, 2, 3>, multiply_few<acc_t, 2, 4>};
+  const int64_t most = kWideVecs / rows;
+  for (int64_t v = 0; v < vecs; v += most) {
+    const int64_t here = std::min(most, vecs - v);
+    (rows == 1 ? kOne : kTwo)[here - 1](a, a_pitch, b + v * kLanes<acc_t>, b_pitch, depth,
+                                        c + v * kLanes<acc_t>, c_pitch);
+  }
+}
+
 // c = a b, of rows * (vecs vectors), by the tiles that the micro-kernel has.
 template <typename acc_t>
 void multiply_block(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch, const acc_t* b, int64_t depth,
                     acc_t* c, int64_t c_pitch) {
   constexpr int64_t L = kLanes<acc_t>;
   const int64_t b_pitch = vecs * L, most = kMaxVecs > 1 ? 2 : 1;
+  if (kMaxVecs > 1 && rows <= kFewSamples) {
+    multiply_few_rows(rows, vecs, a, a_pitch, b, b_pitch, depth, c, c_pitch);
+    return;
+  }
   // Of few rows the weights are met once: nothing is gained by going over them in parts.
   const int64_t step = rows > kMaxRows ? kDepthPiece : depth;
   for (int64_t d = 0; d < depth; d += step) {
@@ -87,4 +182,4 @@ void multiply_block(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch,
   }
 }
 
-}  // namespace fastnn::FASTNN_BACKEND::lstm
+}  // namespace fastnn::FASTNN_BACKEND::recurrence

@@ -1,7 +1,7 @@
 // The recurrence of a layer over a whole sequence, in one direction: everything after the input's product with
 // W_ih, which is one large matrix product of the framework's, and before the weights' gradients, which are
-// more of them. The cells' formulas stand in ops/recurrent_cell.h. Of a cell with G gates (4: i, f, g, o; coupled
-// LSTM 3: f, g, o; GRU and reset 3: r, z, n; RNN 1):
+// more of them. The cells' formulas stand in ops/recurrent_cell.h. Of a cell with G gates (4: i, f, g, o;
+// coupled LSTM 3: f, g, o; GRU and reset 3: r, z, n; RNN 1):
 //
 //   LSTM, RNN   a = gates_t + W_hh h_{t-1}
 //   GRU         a_r, a_z likewise; x_n = gates_t, u_n = W_hn h_{t-1} + b_n
@@ -21,8 +21,9 @@
 
 namespace fastnn {
 
-// Samples are numbered from the longest to the shortest. The tables lie in the memory of the device that computes;
-// null where every sample has all T steps: then row t N + n is step t of sample n, whose state is row n.
+// Samples are numbered from the longest to the shortest. The tables lie in the memory of the device that
+// computes; null where every sample has all T steps: then row t N + n is step t of sample n, whose state is row
+// n.
 struct Recurrence {
   RecurrentCell cell;
   DType dtype;
@@ -38,42 +39,43 @@ struct Recurrence {
 // All tensors are dense. Rows that no sample has are neither read nor written.
 struct RecurrenceForwardParams {
   Recurrence in;
-  const void* w_hh;        // [recurrent blocks * H, H]
-  const void* b_n;         // GRU: [H], or null
-  const void* peephole;    // LSTM: [3, H] of i, f, o; coupled: [2, H] of f, o; null without
-  CellBlock zoneout_h;     // d of each row [rows, H], or of all [H] with pitch 0; null without
-  CellBlock zoneout_c;     // likewise
-  const void* h0;          // [N, H]
-  const void* c0;          // [N, H]; null of cells without c
-  void* gates;             // [rows, G H]; before: x W_ih^T + biases; after, where `save`: activated
-  void* y;                 // [rows, H]
-  void* record;            // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
-  bool save;               // for backward
-  void* h_n;               // [N, H]
-  void* c_n;               // [N, H]; null of cells without c
-  void* workspace;         // recurrence_forward_workspace() bytes, aligned to 64
+  const void* w_hh;      // [recurrent blocks * H, H]
+  const void* b_n;       // GRU: [H], or null
+  const void* peephole;  // LSTM: [3, H] of i, f, o; coupled: [2, H] of f, o; null without
+  CellBlock zoneout_h;   // d of each row [rows, H], or of all [H] with pitch 0; null without
+  CellBlock zoneout_c;   // likewise
+  const void* h0;        // [N, H]
+  const void* c0;        // [N, H]; null of cells without c
+  void* gates;           // [rows, G H]; before: x W_ih^T + biases; after, where `save`: activated
+  void* y;               // [rows, H]
+  void* record;     // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
+  bool save;        // for backward
+  void* h_n;        // [N, H]
+  void* c_n;        // [N, H]; null of cells without c
+  void* workspace;  // recurrence_forward_workspace() bytes, aligned to 64
 };
 
 struct RecurrenceBackwardParams {
   Recurrence in;
-  const void* w_hh;        // [recurrent blocks * H, H]
-  const void* peephole;    // as forward's
-  CellBlock zoneout_h;     // as forward's
-  CellBlock zoneout_c;     // as forward's
-  const void* h0;          // [N, H]
-  const void* c0;          // [N, H]; null of cells without c
-  const void* y;           // [rows, H]
-  const void* gates;       // [rows, G H], as forward left them
-  const void* record;      // [rows, H], as forward left it; null of RNN
-  const void* grad_y;      // [rows, H]; null for 0
-  const void* grad_c;      // [rows, H], of every c_t; null for 0
-  const void* grad_h_n;    // [N, H]; null for 0
-  const void* grad_c_n;    // [N, H]; null for 0
-  void* grad_gates;        // [rows, G H]: of what forward found there
-  void* grad_u_n;          // GRU: [rows, H]; null of others
-  void* grad_h0;           // [N, H]
-  void* grad_c0;           // [N, H]; null of cells without c
-  void* workspace;         // recurrence_backward_workspace() bytes, aligned to 64
+  const void* w_hh;      // [recurrent blocks * H, H]
+  const void* peephole;  // as forward's
+  CellBlock zoneout_h;   // as forward's
+  CellBlock zoneout_c;   // as forward's
+  const void* h0;        // [N, H]
+  const void* c0;        // [N, H]; null of cells without c
+  const void* y;         // [rows, H]
+  const void* gates;     // [rows, G H], as forward left them
+  const void* record;    // [rows, H], as forward left it; null of RNN
+  const void* grad_y;    // [rows, H]; null for 0
+  const void* grad_c;    // [rows, H], of every c_t; null for 0
+  const void* grad_h_n;  // [N, H]; null for 0
+  const void* grad_c_n;  // [N, H]; null for 0
+  void* grad_gates;      // [rows, G H]: of what forward found there
+  void* grad_u_n;        // GRU: [rows, H]; null of others
+  void* grad_h0;         // [N, H]
+  void* grad_c0;         // [N, H]; null of cells without c
+  void* grad_peephole;   // as peephole; null where not wanted
+  void* workspace;       // recurrence_backward_workspace() bytes, aligned to 64
 };
 
 // Whether a backend has a kernel for it: on a GPU, whether the weights fit on the chip. Otherwise the cell is
