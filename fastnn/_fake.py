@@ -2,7 +2,7 @@
 
 They serve meta tensors, ``FakeTensor``, ``torch.compile`` and ``torch.export``. Sizes may be symbolic, so they
 are computed by arithmetic that works on symbols and checked with ``torch._check``. Ops that torch decomposes by
-itself (``conv2d``, ``max_pool2d``, ``batch_norm``, ``batch_norm_act``, ``lstm_cell``) need none.
+itself (``conv2d``, ``max_pool2d``, ``batch_norm``, ``batch_norm_act``, ``lstm_cell``, ``recurrence``) need none.
 """
 
 from __future__ import annotations
@@ -398,53 +398,3 @@ def _lstm_cell_products_backward(
 ) -> tuple[Tensor, ...]:
     shapes = [t.shape for t in (input, hx, w_ih, w_hh)]
     return tuple(_wanted(wanted, shape, hx) for wanted, shape in zip(output_mask, shapes, strict=True))
-
-
-@register_fake("fastnn::lstm_layer")
-def _lstm_layer(
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    save_for_backward: bool,
-) -> tuple[Tensor, ...]:
-    hidden, rows = w_hh.shape[1], math.prod(input.shape[:-1])
-    y = _empty((*input.shape[:-1], hidden), input)
-    state = (h0.shape[0], hidden)
-    return (
-        y,
-        _empty(state, input),
-        _empty(state, input),
-        _wanted(save_for_backward, (rows, 4 * hidden), input),
-        _wanted(save_for_backward, (rows, hidden), input),
-    )
-
-
-@register_fake("fastnn::lstm_layer_backward")
-def _lstm_layer_backward(
-    grad_y: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    y: Tensor,
-    gates: Tensor,
-    c: Tensor,
-    batch_sizes: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    shapes = [t.shape for t in (input, h0, c0, w_ih, w_hh)]
-    return tuple(
-        _wanted(wanted, shape, input) for wanted, shape in zip(output_mask, [*shapes, (w_ih.shape[0],)], strict=True)
-    )

@@ -54,8 +54,8 @@ for _name in (
     "max_pool2d_with_indices",
     "batch_norm",
     "batch_norm_act",
-    "lstm",
     "lstm_cell",
+    "recurrence",
 ):
     _packet, _, _overload = _name.partition(".")
     _op = getattr(getattr(torch.ops.fastnn, _packet), _overload or "default")

@@ -18,6 +18,7 @@ from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from fastnn import nn
+from fastnn.nn.recurrent import RecurrentCell, RecurrentLayer
 
 ModuleT = TypeVar("ModuleT", bound=Module)
 
@@ -136,7 +137,7 @@ def _judge(module: Module) -> _Verdict:
             return keep(f"{name} is replaced on this object")
     if own is not None:
         return _Verdict(True, None, "")
-    if family is torch.nn.LSTM and any(parameter.is_cuda for parameter in module.parameters()):
+    if issubclass(family, torch.nn.RNNBase) and any(parameter.is_cuda for parameter in module.parameters()):
         return keep("on CUDA fastnn steps its cell over time, which cuDNN's sequences are faster than")
     for name, parameter in module.named_parameters():
         if parameter.dtype not in _DTYPES:
@@ -149,8 +150,11 @@ def _judge(module: Module) -> _Verdict:
         return keep(f"{cls.__name__} cannot be subclassed: {error}")
 
 
-def _stock_class(cls: type[Module]) -> type[Module] | None:
-    """The class that :func:`revert` gives a layer of class ``cls``; None where it has nothing to undo."""
+def _stock_class(module: Module) -> type[Module] | None:
+    """The class that :func:`revert` gives a layer; None where it has nothing to undo."""
+    if isinstance(module, RecurrentLayer | RecurrentCell) and not module.is_plain:
+        return None
+    cls = _layer_class(module)
     return vars(cls).get(_ORIGINAL) or _TORCH_OF.get(cls)
 
 
@@ -198,7 +202,8 @@ def revert(model: ModuleT, *, copy: bool = False) -> ModuleT:
     """Gives each fastnn layer of a model torch's class again, with the weights that it has now.
 
     In place, as :func:`convert`. It undoes ``convert`` and takes models built from ``fastnn.nn`` too; a
-    subclass that somebody derived from a fastnn layer has no stock class and is left alone.
+    subclass that somebody derived from a fastnn layer has no stock class and is left alone, and so are layers and
+    recurrent variants that torch has not.
 
     Args:
         model: the model; it may itself be such a layer.
@@ -214,7 +219,7 @@ def revert(model: ModuleT, *, copy: bool = False) -> ModuleT:
     if copy:
         model = copying.deepcopy(model)
     for module in model.modules():
-        stock = _stock_class(_layer_class(module))
+        stock = _stock_class(module)
         if stock is not None:
             _set_layer_class(module, stock)
     return model

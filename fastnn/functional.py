@@ -3,7 +3,8 @@
 Nothing is computed here. Each function calls the op of the same name: through pybind11, which costs 2.6 us a
 call on tiny tensors where ``torch.ops`` costs 3.5 us; or through ``torch.ops`` where the call must be seen as
 an op: while Dynamo traces, and for arguments or modes that override torch functions (an FX proxy, a tensor
-subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms.
+subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms. The recurrent
+functions stand in ``fastnn/_recurrent.py``.
 
 Types: float64, float32, bfloat16 and float16; the last two accumulate in float32. Layouts: contiguous and
 ``channels_last`` are both native, and the output keeps the input's; other strides work. Devices: CPU, and CUDA
@@ -22,6 +23,8 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
 from fastnn._backend import _C
+from fastnn._recurrent import GATE_ACTIVATIONS as GATE_ACTIVATIONS
+from fastnn._recurrent import gru, gru_cell, lstm, lstm_cell, mut, mut_cell, rnn, rnn_cell
 
 if TYPE_CHECKING:
     from torch.nn.functional import *  # noqa: F403 - what falls through, for type checkers
@@ -32,10 +35,16 @@ __all__ = [
     "batch_norm_relu",
     "conv2d",
     "conv2d_relu",
+    "gru",
+    "gru_cell",
     "lstm",
     "lstm_cell",
     "max_pool2d",
     "max_pool2d_with_indices",
+    "mut",
+    "mut_cell",
+    "rnn",
+    "rnn_cell",
 ]
 
 
@@ -407,88 +416,6 @@ def batch_norm_add_relu(
         alpha,
         skip_nonfinite_stats,
     )
-
-
-def lstm(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    w_hr: Tensor | None = None,
-    *,
-    batch_sizes: Tensor | None = None,
-    lengths: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer of an LSTM in one direction, over whole sequences.
-
-    :func:`lstm_cell` for ``t = 0, 1, ...``, with the products of all steps with ``w_ih`` as one. Gradients are
-    differentiable twice; the second time they are those of the cell stepped over time.
-
-    Args:
-        input: ``[T, N, I]``; or, with ``batch_sizes``, the rows ``[sum of batch_sizes, I]`` of a ``PackedSequence``.
-        hx: ``(h_0, c_0)``, ``[N, H]`` each; ``h_0`` is ``[N, P]`` with ``w_hr``.
-        w_ih: ``[4 * H, I]``, blocks for the input, forget, cell and output gate.
-        w_hh: ``[4 * H, H]``, or ``[4 * H, P]`` with ``w_hr``.
-        b_ih: ``[4 * H]``; None for 0.
-        b_hh: ``[4 * H]``; None for 0.
-        w_hr: ``[P, H]``, the projection of h (Sak et al. 2014); None for none.
-        batch_sizes: ``[T]``, as in a ``PackedSequence``; None for padded input.
-        lengths: ``[N]``, the steps of each sample, from 0 to T, in any order; None for T. Outputs beyond are 0.
-        reverse: whether each sample begins with its own last step.
-
-    Returns:
-        The outputs, ``[T, N, H]`` or ``[sum of batch_sizes, H]`` (P for H with ``w_hr``), and the states after the last
-        steps, as ``hx``.
-
-    Raises:
-        ValueError: for lengths below 0 or above T.
-        RuntimeError: for shapes, types or devices that do not go together.
-
-    Formula: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
-    """
-    return torch.ops.fastnn.lstm(input, *hx, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, lengths, reverse)
-
-
-def lstm_cell(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """One step of a long short-term memory: ``torch.lstm_cell``.
-
-    ``i, f, g, o = split(x w_ih^T + b_ih + h w_hh^T + b_hh)``; ``c' = sigmoid(f) * c + sigmoid(i) * tanh(g)``;
-    ``h' = sigmoid(o) * tanh(c')``. On the CPU this is one kernel forward and one backward. On
-    CUDA, and where types differ or autocast is on, the two matrix products are torch's, and everything after them is
-    one kernel each.
-
-    Args:
-        input: x, ``[N, I]``.
-        hx: h and c, ``[N, H]`` each.
-        w_ih: ``[4H, I]``, the blocks of the gates i, f, g, o in this order.
-        w_hh: ``[4H, H]``, likewise.
-        b_ih: ``[4H]``; None for none.
-        b_hh: ``[4H]``; None for none.
-
-    Returns:
-        h' and c', ``[N, H]`` each.
-
-    Raises:
-        RuntimeError: for shapes, types or devices that do not go together.
-
-    Formula: Hochreiter and Schmidhuber 1997, with the forget gate of Gers, Schmidhuber and Cummins 2000.
-    """
-    if len(hx) != 2:
-        raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
-    h, c = hx
-    if is_dynamo_compiling() or has_torch_function_variadic(input, h, c, w_ih, w_hh, b_ih, b_hh):
-        return torch.ops.fastnn.lstm_cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
-    return _C.lstm_cell(input, h, c, w_ih, w_hh, b_ih, b_hh)
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "BatchNorm3d": lambda: nn.BatchNorm3d(3),
     "LSTM": lambda: nn.LSTM(3, 5),
     "LSTMCell": lambda: nn.LSTMCell(3, 5),
+    "GRU": lambda: nn.GRU(3, 5),
+    "GRUCell": lambda: nn.GRUCell(3, 5),
+    "RNN": lambda: nn.RNN(3, 5, nonlinearity="relu"),
+    "RNNCell": lambda: nn.RNNCell(3, 5),
     "LazyConv2d": lambda: nn.LazyConv2d(4, 3),
     "LazyBatchNorm1d": lambda: nn.LazyBatchNorm1d(),
     "LazyBatchNorm2d": lambda: nn.LazyBatchNorm2d(),
@@ -36,6 +40,10 @@ INPUT_SIZES = {
     "BatchNorm3d": (2, 3, 2, 3, 4),
     "LSTM": (4, 2, 3),
     "LSTMCell": (2, 3),
+    "GRU": (4, 2, 3),
+    "GRUCell": (2, 3),
+    "RNN": (4, 2, 3),
+    "RNNCell": (2, 3),
 }
 
 
@@ -341,7 +349,7 @@ def test_pruned_layers():
         (lambda: Final(3, 3, 3), "Final cannot be subclassed: Final is final"),
         (lambda: nn.Conv2d(3, 3, 3, dtype=torch.complex64), "weight is torch.complex64"),
         (lambda: nn.SyncBatchNorm(3), "fastnn does not implement SyncBatchNorm"),
-        (lambda: nn.GRU(3, 4), "fastnn does not implement GRU"),
+        (lambda: nn.Bilinear(3, 4, 5), "fastnn does not implement Bilinear"),
         (lambda: nn.Conv1d(3, 3, 3), "fastnn does not implement Conv1d"),
         (lambda: torch.ao.nn.quantized.Conv2d(3, 3, 3), "fastnn does not implement Conv2d"),
         (

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
+from recurrent_pairs import LENGTHS, ROUNDING, SIZES, batch_of, check, compare, flat, pair, states_of
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fastnn
 from fastnn import functional as F
 
-ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+PLAIN = [0, 0, 2, 2, 0, 0, 0, 1, 0]  # how ops know the LSTM that has no options
 OPTIONS = [
     {},
     {"bias": False},
@@ -23,60 +24,6 @@ OPTIONS = [
     {"proj_size": 3},
     {"proj_size": 2, "num_layers": 2, "bidirectional": True},
 ]
-# Hidden sizes on both sides of a vector of units, batches on both sides of a tile of samples.
-SIZES = [(7, 3, 5, 4), (1, 1, 1, 1), (4, 9, 6, 16), (5, 17, 3, 33), (4, 2, 40, 130), (2, 64, 8, 24), (4, 71, 3, 17)]
-
-
-def pair(options, inputs=5, hidden=4, dtype=torch.float64, device="cpu"):
-    """torch's layer in float64 and fastnn's with the same weights, rounded."""
-    torch.manual_seed(1)
-    stock = torch.nn.LSTM(inputs, hidden, **options).to(device)
-    ours = fastnn.nn.LSTM(inputs, hidden, **options).to(device, dtype)
-    ours.load_state_dict(stock.state_dict())
-    stock = stock.double()
-    stock.load_state_dict(ours.state_dict())
-    return stock, ours
-
-
-def batch_of(time, samples, inputs, batch_first=False, dtype=torch.float64, device="cpu"):
-    x = torch.randn(time, samples, inputs, generator=torch.Generator().manual_seed(2)).to(device, dtype)
-    return x.transpose(0, 1).contiguous() if batch_first else x
-
-
-def states_of(layer, samples, dtype, device="cpu"):
-    count = layer.num_layers * (2 if layer.bidirectional else 1)
-    generator = torch.Generator().manual_seed(3)
-    sizes = (layer.proj_size or layer.hidden_size, layer.hidden_size)
-    return tuple(torch.randn(count, samples, size, generator=generator).to(device, dtype) for size in sizes)
-
-
-def flat(result):
-    output, (h, c) = result
-    return [output.data if isinstance(output, PackedSequence) else output, h, c]
-
-
-def check(stock, ours, x, hx=None, **options):
-    """Outputs and gradients of everything, with random cotangents."""
-    exact_x = x.detach().double()
-    exact_hx = None if hx is None else tuple(t.detach().double() for t in hx)
-    leaves, exact_leaves = ([t.requires_grad_() for t in (a, *(b or ()))] for a, b in ((x, hx), (exact_x, exact_hx)))
-    got = flat(ours(x, hx, **options))
-    want = flat(stock(exact_x, exact_hx))
-    dtype = x.dtype
-    compare(got, want, dtype, leaves, exact_leaves, ours, stock)
-
-
-def compare(got, want, dtype, leaves, exact_leaves, ours, stock):
-    generator = torch.Generator().manual_seed(4)
-    cotangents = [torch.randn(t.shape, generator=generator).to(t) for t in got]
-    grads = torch.autograd.grad(got, [*leaves, *ours.parameters()], cotangents)
-    exact = torch.autograd.grad(
-        want, [*exact_leaves, *stock.parameters()], [t.to(w) for t, w in zip(cotangents, want, strict=True)]
-    )
-    for actual, expected in zip([*got, *grads], [*want, *exact], strict=True):
-        assert actual.dtype == dtype
-        scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=ROUNDING[dtype] * scale)
 
 
 @pytest.mark.parametrize("dtype", list(ROUNDING), ids=str)
@@ -103,9 +50,6 @@ def test_one_sequence_without_a_batch(backend):
         check(stock, ours, x.clone())
         h, c = states_of(ours, 1, torch.float64, backend.device)
         check(stock, ours, x.clone(), (h[:, 0].clone(), c[:, 0].clone()))
-
-
-LENGTHS = [[5, 3, 1], [2, 5, 4, 5], [1], [3, 3], [7, 1, 1, 6, 2, 7, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3], OPTIONS[5], OPTIONS[7]], ids=str)
@@ -212,33 +156,6 @@ def test_second_derivatives_are_torch_s(backend):
         torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("hidden", [5, 96, 300])
-def test_the_same_bits_for_any_number_of_threads_and_any_batch(hidden, dtype):
-    _, ours = pair({"bidirectional": True}, 12, hidden, dtype)
-    x = batch_of(9, 21, 12, dtype=dtype)
-
-    def run(x):
-        x = x.clone().requires_grad_()
-        result = flat(ours(x))
-        cotangents = [torch.cos(3 * t.detach()) for t in result]
-        return [*result, *torch.autograd.grad(result, [x, *ours.parameters()], cotangents)]
-
-    results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3, 4):
-            torch.set_num_threads(threads)
-            results.append([run(x) for _ in range(3)])
-    finally:
-        torch.set_num_threads(before)
-    first = results[0][0]
-    for other in (result for results_of in results for result in results_of):
-        assert all(torch.equal(a, b) for a, b in zip(first[:3], other[:3], strict=True))
-    alone = run(x[:, 4:5])
-    assert torch.allclose(alone[0].float(), first[0][:, 4:5].float(), atol=1e-6 if dtype == torch.float32 else 1e-2)
-
-
 def test_state_is_carried_over_chunks(backend):
     """Truncated backpropagation: chunks give the bits of the whole."""
     _, ours = pair({"num_layers": 2}, dtype=torch.float32, device=backend.device)
@@ -306,13 +223,18 @@ def test_opcheck_and_compile():
     x, h, c = torch.randn(4, 2, 5), torch.randn(2, 4), torch.randn(2, 4)
     leaves = [t.requires_grad_() for t in (x, h, c)]
     weights = (ours.weight_ih_l0, ours.weight_hh_l0, ours.bias_ih_l0, ours.bias_hh_l0)
+    options = (None, None, None)  # peepholes and zoneout
     for batch_sizes, lengths in ((None, None), (None, torch.tensor([2, 4]))):
         torch.library.opcheck(
-            torch.ops.fastnn.lstm_layer.default, (*leaves, *weights, batch_sizes, lengths, True, False)
+            torch.ops.fastnn.recurrence_layer.default,
+            (*leaves, *weights, *options, batch_sizes, lengths, True, False, False, PLAIN),
         )
     torch.library.opcheck(
-        torch.ops.fastnn.lstm_layer.default,
-        (torch.randn(5, 5, requires_grad=True), h, c, *weights, torch.tensor([2, 2, 1]), None, False, False),
+        torch.ops.fastnn.recurrence_layer.default,
+        (
+            *(torch.randn(5, 5, requires_grad=True), h, c, *weights, *options),
+            *(torch.tensor([2, 2, 1]), None, False, False, False, PLAIN),
+        ),
     )
     # Dynamo refuses every subclass of torch's recurrent layers, unless told not to.
     plain = pair({"num_layers": 2, "bidirectional": True}, dtype=torch.float32)[1]
@@ -387,7 +309,9 @@ def test_functional_layer_has_the_outputs_of_every_step(backend):
 def test_the_op_takes_no_steps_and_no_samples(time, samples):
     w_ih, w_hh = torch.randn(12, 4, requires_grad=True), torch.randn(12, 3, requires_grad=True)
     x, h = torch.randn(time, samples, 4), torch.randn(samples, 3, requires_grad=True)
-    y, h_n, *_ = torch.ops.fastnn.lstm_layer(x, h, h.detach(), w_ih, w_hh, None, None, None, None, False, False)
+    y, h_n, *_ = torch.ops.fastnn.recurrence_layer(
+        x, h, h.detach(), w_ih, w_hh, *[None] * 7, False, False, False, PLAIN
+    )
     assert y.shape == (time, samples, 3)
     assert torch.equal(h_n, h)
     (y.sum() + h_n.sum()).backward()

@@ -46,7 +46,7 @@ class Layer:
         if self.name == "LSTMCell" and len(inputs) == 3:
             inputs = [inputs[0], (inputs[1], inputs[2])]
         out = module(*inputs)
-        if self.name == "LSTM":
+        if self.name in WHOLE_SEQUENCES:
             out = out[0]
         return torch.cat(out, -1) if isinstance(out, tuple) else out
 
@@ -55,6 +55,7 @@ class Layer:
         return f"{self.name} {self.variant}".strip()
 
 
+WHOLE_SEQUENCES = ("LSTM", "GRU", "RNN")
 # Dynamo refuses every subclass of torch's recurrent layers, unless told not to.
 ALLOW_RNN = torch._dynamo.config.patch(allow_rnn=True)
 IMAGE = ((2, 4, 7, 6),)
@@ -80,9 +81,14 @@ LAYERS = [
     Layer("LSTMCell", (4, 5), {"bias": False}, ((3, 4), (3, 5), (3, 5)), "no bias"),
     Layer("LSTMCell", (4, 5), {}, ((3, 4),), "no state"),
     Layer("LSTMCell", (4, 5), {}, ((4,), (5,), (5,)), "unbatched"),
+    Layer("GRU", (4, 5), {"num_layers": 2, "bidirectional": True}, ((6, 3, 4),)),
+    Layer("RNN", (4, 5), {"nonlinearity": "relu", "bias": False}, ((6, 3, 4),)),
+    Layer("GRUCell", (4, 5), {}, ((3, 4), (3, 5))),
+    Layer("GRUCell", (4, 5), {}, ((4,),), "unbatched"),
+    Layer("RNNCell", (4, 5), {}, ((3, 4), (3, 5))),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.id)
-ONE_OF_EACH = [LAYERS[0], LAYERS[6], LAYERS[11], LAYERS[16]]
+ONE_OF_EACH = [LAYERS[0], LAYERS[6], LAYERS[11], LAYERS[16], LAYERS[21]]
 one_of_each = pytest.mark.parametrize("layer", ONE_OF_EACH, ids=lambda layer: layer.id)
 
 
@@ -149,8 +155,8 @@ def test_layers_on_the_meta_device(layer: Layer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_torch_s_types(layer: Layer, dtype: torch.dtype):
     stock, ours = layer.pair()
-    if layer.name == "LSTM" and dtype == torch.float16:
-        return  # torch's own has no kernel for it
+    if layer.name in WHOLE_SEQUENCES and (layer.name, dtype) != ("LSTM", torch.bfloat16):
+        return  # of these torch casts the LSTM alone, and has no kernel for float16
     with torch.autocast("cpu", dtype=dtype):
         expected, actual = layer.call(stock, layer.inputs()), layer.call(ours, layer.inputs())
     assert actual.dtype == expected.dtype
@@ -317,7 +323,7 @@ def test_torch_func(layer: Layer, recwarn: pytest.WarningsRecorder):
     def forward(module: nn.Module, parameters: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         arguments = (inputs[0], (inputs[1], inputs[2])) if len(inputs) == 3 else inputs
         out = functional_call(module, {**parameters, **buffers}, arguments)
-        out = out[0] if layer.name == "LSTM" else out
+        out = out[0] if layer.name in WHOLE_SEQUENCES else out
         return torch.cat(out, -1) if isinstance(out, tuple) else out
 
     def loss(module: nn.Module, parameters: dict[str, torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
@@ -363,9 +369,9 @@ def test_torch_func(layer: Layer, recwarn: pytest.WarningsRecorder):
             vmap(lambda p: forward(ours, p, *inputs))(models),
             torch.stack([forward(stock, {k: v[i] for k, v in models.items()}, *inputs) for i in range(2)]),
         )
-    # The LSTM cell's pointwise ops have no batching rule, and torch says once a process that it loops.
-    loops = [str(w.message) for w in recwarn if "performance drop" in str(w.message) and "lstm" not in str(w.message)]
-    assert not loops
+    # Recurrent cells' pointwise ops have no batching rule, and torch says once a process that it loops.
+    drops = [str(w.message) for w in recwarn if "performance drop" in str(w.message)]
+    assert not [drop for drop in drops if "::lstm_cell" not in drop and "::recurrent_cell" not in drop]
 
 
 @pytest.mark.parametrize("input_is_mapped", [True, False])
@@ -418,7 +424,8 @@ def test_fastnn_nn_is_complete():
     missing = [name for name in dir(nn) if not name.startswith("_") and not hasattr(fastnn.nn, name)]
     assert not missing
     own = {cls.__name__ for cls in fastnn.nn.IMPLEMENTED}
-    assert {"Conv2d", "MaxPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LSTM", "LSTMCell"} <= own
+    assert {"Conv2d", "MaxPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"} <= own
+    assert {"LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell"} <= own
     for name in dir(nn):
         if name.startswith("_") or name == "functional":
             continue
@@ -434,7 +441,7 @@ def test_fastnn_functional_is_complete():
     ]
     assert fastnn.functional.relu is nn.functional.relu
     for name in fastnn.functional.__all__:
-        assert getattr(fastnn.functional, name).__module__ == "fastnn.functional"
+        assert getattr(fastnn.functional, name).__module__ in ("fastnn.functional", "fastnn._recurrent")
         assert getattr(fastnn.functional, name).__doc__
 
 

@@ -35,7 +35,8 @@ from fastnn.nn.batchnorm import (
 )
 from fastnn.nn.conv import Conv2d, LazyConv2d
 from fastnn.nn.pooling import MaxPool2d
-from fastnn.nn.rnn import LSTM, LSTMCell
+from fastnn.nn.rnn import GRU, LSTM, MUT1, MUT2, MUT3, RNN
+from fastnn.nn.rnn_cell import GRUCell, LSTMCell, MUT1Cell, MUT2Cell, MUT3Cell, RNNCell
 
 if TYPE_CHECKING:
     from torch.nn import *  # noqa: F403 - what falls through, for type checkers
@@ -45,6 +46,8 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     BatchNorm2d,
     BatchNorm3d,
     Conv2d,
+    GRU,
+    GRUCell,
     LSTM,
     LSTMCell,
     LazyBatchNorm1d,
@@ -52,6 +55,8 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     LazyBatchNorm3d,
     LazyConv2d,
     MaxPool2d,
+    RNN,
+    RNNCell,
 )
 """The layers that are fastnn's own; each has the name of the torch layer that it stands in for."""
 
@@ -62,6 +67,12 @@ ADDED: tuple[type[torch.nn.Module], ...] = (
     BatchNormReLU1d,
     BatchNormReLU2d,
     BatchNormReLU3d,
+    MUT1,
+    MUT1Cell,
+    MUT2,
+    MUT2Cell,
+    MUT3,
+    MUT3Cell,
 )
 """Layers that torch has not."""
 
@@ -78,7 +89,7 @@ class _TorchSubmodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
 
     _prefix = __name__ + "."
-    _own = frozenset({"batchnorm", "conv", "pooling", "rnn"})
+    _own = frozenset({"batchnorm", "conv", "pooling", "recurrent", "recurrent_options", "rnn", "rnn_cell"})
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -2,30 +2,108 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastnn import functional
+from fastnn.nn.recurrent import RecurrentLayer
+from fastnn.nn.recurrent_options import (
+    TORCH_NONLINEARITIES,
+    GRUOptions,
+    LSTMOptions,
+    MUTOptions,
+    RNNOptions,
+    check_activation,
+)
 
 _State = tuple[Tensor, Tensor]
 
 
-class LSTM(torch.nn.LSTM):
+class LSTM(RecurrentLayer, torch.nn.LSTM):
     """``torch.nn.LSTM`` computed by :func:`fastnn.functional.lstm`, with torch's arguments, parameters and errors.
 
     Beside torch's arguments ``forward`` takes ``lengths``, for padded batches of sequences that differ in length; they
     need not be sorted. Outputs beyond a sequence's length are 0, its last state is that after its own last step, and
     the reverse direction begins there. Gradients are differentiable twice.
 
+    Options make it a variant, alone or together; a layer without any has torch's parameters and computes the same. The
+    parameters that an option brings follow torch's names, as ``weight_ch_l0_reverse``.
+
+    Args:
+        *args: as of ``torch.nn.LSTM``.
+        peephole: whether gates see the cell's state by diagonal weights (Gers and Schmidhuber 2000), the parameter
+            ``weight_ch`` ``[3, H]`` of i, f and o: i and f the state before the step, o the one after it.
+        peephole_previous: whether o sees the one before, too.
+        coupled: whether ``1 - f`` stands for the input gate, so that ``c' = f * c + (1 - f) * g`` (Greff et al. 2017).
+            Weights then have three blocks, of f, g and o.
+        layer_norm: whether ``x W_ih^T`` and ``h W_hh^T`` are normalised, over the gates of a sample together, with
+            gains ``weight_norm_ih`` and ``weight_norm_hh``, and c where h sees it, with ``weight_norm_ch`` and
+            ``bias_norm_ch`` (Ba et al. 2016).
+        zoneout: the share of units that keep their old state in a step, from 0 to 1; a pair for h and for c (Krueger
+            et al. 2017). In training at random, by torch's generator; in evaluation every unit keeps that share of
+            its old state.
+        weight_dropout: the probability with which an element of ``weight_hh`` is 0 for a whole forward pass, the
+            others being scaled by ``1 / (1 - weight_dropout)``; in training alone (DropConnect, Merity et al. 2017).
+        forget_bias: what the forget gate's biases add up to at first; None for torch's random ones.
+        gate_activation: of i, f and o: one of ``fastnn.functional.GATE_ACTIVATIONS``.
+        candidate_activation: of g, likewise.
+        output_activation: of c, likewise.
+        **kwargs: as of ``torch.nn.LSTM``.
+
+    Raises:
+        ValueError: for an option out of range.
+
     Shape:
         As torch's: ``[T, N, I]``, ``[N, T, I]`` with ``batch_first``, ``[T, I]`` for one sequence, or a
         ``PackedSequence``.
     """
 
+    cell_options = LSTMOptions()
+    _compute = staticmethod(functional.lstm)
+    _state_names = ("hx", "cx")
+
+    def __init__(
+        self,
+        *args: Any,
+        peephole: bool = False,
+        peephole_previous: bool = False,
+        coupled: bool = False,
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        weight_dropout: float = 0.0,
+        forget_bias: float | None = None,
+        gate_activation: str = "sigmoid",
+        candidate_activation: str = "tanh",
+        output_activation: str = "tanh",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._take_options(
+            LSTMOptions(
+                peephole=peephole,
+                peephole_previous=peephole_previous,
+                coupled=coupled,
+                layer_norm=layer_norm,
+                zoneout=zoneout,
+                weight_dropout=weight_dropout,
+                forget_bias=forget_bias,
+                gate_activation=gate_activation,
+                candidate_activation=candidate_activation,
+                output_activation=output_activation,
+            )
+        )
+
     def forward(
-        self, input: Tensor | PackedSequence, hx: _State | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, _State]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: _State | None = None,
+        lengths: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
         """See the class.
 
         Args:
@@ -34,115 +112,240 @@ class LSTM(torch.nn.LSTM):
                 without N for one sequence; None for zeros.
             lengths: ``[N]``, integers from 0 to T; None where all sequences have T steps. Not with a
                 ``PackedSequence`` or a single sequence.
+            return_cells: whether the last layer's c of every step is returned too.
 
         Returns:
-            The outputs of the last layer, as the input, and ``(h_n, c_n)``, as ``hx``.
+            The outputs of the last layer, as the input, and ``(h_n, c_n)``, as ``hx``; with ``return_cells`` also c of
+            every step, like the outputs.
 
         Raises:
             ValueError: for an input that is neither two- nor three-dimensional, of another type than the weights, or
                 for lengths out of range or beside a ``PackedSequence``.
             RuntimeError: for sizes that do not go together.
         """
-        self._update_flat_weights()
-        if isinstance(input, PackedSequence):
-            if lengths is not None:
-                raise ValueError("LSTM: got lengths beside a PackedSequence, which has its own")
-            data, batch_sizes, sorted_indices, unsorted_indices = input
-            hx = self._zeros(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, sorted_indices)
-            self.check_forward_args(data, hx, batch_sizes)
-            output, hidden = self._run(data, hx, batch_sizes, None)
-            packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-            return packed, self.permute_hidden(hidden, unsorted_indices)
-        if input.dim() not in (2, 3):
-            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        if not batched:
-            if lengths is not None:
-                raise ValueError("LSTM: got lengths for a single sequence; it has its own")
-            input = input.unsqueeze(0 if self.batch_first else 1)
-        if hx is None:
-            hx = self._zeros(input, input.size(0 if self.batch_first else 1))
-        else:
-            dim, said = (3, "batched 3-D") if batched else (2, "unbatched 2-D")
-            if hx[0].dim() != dim or hx[1].dim() != dim:
-                raise RuntimeError(
-                    f"For {said} input, hx and cx should also be {dim}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) "
-                    "tensors"
-                )
-            if not batched:
-                hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-        self.check_forward_args(input, hx, None)
-        output, hidden = self._run(input.transpose(0, 1) if self.batch_first else input, hx, None, lengths)
-        if self.batch_first:
-            output = output.transpose(0, 1)
-        if not batched:
-            return output.squeeze(0 if self.batch_first else 1), (hidden[0].squeeze(1), hidden[1].squeeze(1))
-        return output, hidden
+        outputs, hidden = self._run_sequences(input, hx, lengths, return_cells=return_cells)
+        return (outputs[0], hidden, *outputs[1:])
 
-    def _zeros(self, like: Tensor, batch: int) -> _State:
-        states = self.num_layers * (2 if self.bidirectional else 1)
-        h = like.new_zeros(states, batch, self.proj_size or self.hidden_size)
-        return h, h if not self.proj_size else like.new_zeros(states, batch, self.hidden_size)
+    def _zero_states(self, like: Tensor, batch: int) -> _State:
+        c = super()._zero_states(like, batch)
+        return c if not self.proj_size else like.new_zeros(c.size(0), batch, self.proj_size), c
 
-    def _run(
-        self, input: Tensor, hx: _State, batch_sizes: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, _State]:
-        """All layers, of ``[T, N, I]`` or packed rows."""
-        directions = 2 if self.bidirectional else 1
-        last: list[_State] = []
-        for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0:
-                input = torch.nn.functional.dropout(input, self.dropout, self.training)
-            outputs = []
-            for direction in range(directions):
-                index = layer * directions + direction
-                names = self._all_weights[index]
-                weights = {name.rsplit("_l", 1)[0]: getattr(self, name) for name in names}
-                output, h, c = functional.lstm(
-                    input,
-                    (hx[0][index], hx[1][index]),
-                    weights["weight_ih"],
-                    weights["weight_hh"],
-                    weights.get("bias_ih"),
-                    weights.get("bias_hh"),
-                    weights.get("weight_hr"),
-                    batch_sizes=batch_sizes,
-                    lengths=lengths,
-                    reverse=direction == 1,
-                )
-                outputs.append(output)
-                last.append((h, c))
-            input = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return input, (torch.stack([h for h, _ in last]), torch.stack([c for _, c in last]))
+    def _split_states(self, hx: _State) -> _State:
+        return hx[0], hx[1]
+
+    def _join_states(self, states: tuple[Tensor, ...]) -> Any:
+        return states
 
 
-class LSTMCell(torch.nn.LSTMCell):
-    """``torch.nn.LSTMCell`` computed by :func:`fastnn.functional.lstm_cell`, with torch's arguments and errors.
+class _HiddenLayer(RecurrentLayer):
+    """A layer whose state is h alone."""
 
-    Shape:
-        input ``[N, I]`` or ``[I]``, and a pair of ``[N, H]`` or ``[H]`` (None for zeros), to a pair of the
-        same.
-    """
-
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
         """See the class.
 
+        Args:
+            input: the sequences.
+            hx: h_0, ``[layers * directions, N, H]``, without N for one sequence; None for zeros.
+            lengths: ``[N]``, integers from 0 to T; None where all sequences have T steps. Not with a
+                ``PackedSequence`` or a single sequence.
+
+        Returns:
+            The outputs of the last layer, as the input, and h_n, as ``hx``.
+
         Raises:
-            ValueError: for an input or a state that is neither one- nor two-dimensional.
-            RuntimeError: for sizes, types or devices that do not go together.
+            ValueError: for an input that is neither two- nor three-dimensional, of another type than the weights, or
+                for lengths out of range or beside a ``PackedSequence``.
+            RuntimeError: for sizes that do not go together.
         """
-        if input.dim() not in (1, 2):
-            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        for index, state in enumerate(() if hx is None else hx):
-            if state.dim() not in (1, 2):
-                raise ValueError(f"LSTMCell: Expected hx[{index}] to be 1D or 2D, got {state.dim()}D instead")
-        batched = input.dim() == 2
-        if not batched:
-            input = input.unsqueeze(0)
-        if hx is None:
-            zeros = torch.zeros(input.size(0), self.hidden_size, dtype=input.dtype, device=input.device)
-            hx = (zeros, zeros)
-        elif not batched:
-            hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
-        h, c = functional.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+        outputs, hidden = self._run_sequences(input, hx, lengths)
+        return outputs[0], hidden
+
+
+class GRU(_HiddenLayer, torch.nn.GRU):
+    """``torch.nn.GRU`` computed by :func:`fastnn.functional.gru`, with torch's arguments, parameters and errors.
+
+    ``forward`` takes ``lengths`` beside torch's arguments, as :class:`LSTM`'s. Gradients are differentiable twice.
+
+    Args:
+        *args: as of ``torch.nn.GRU``.
+        reset_after: whether the reset gate is applied after the product with ``weight_hh``, as torch does, or to h
+            before it (Cho et al. 2014).
+        zoneout: as of :class:`LSTM`, of h, and so are all that follow.
+        weight_dropout: of ``weight_hh``.
+        gate_activation: of r and z.
+        candidate_activation: of n.
+        **kwargs: as of ``torch.nn.GRU``.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Shape:
+        As torch's: ``[T, N, I]``, ``[N, T, I]`` with ``batch_first``, ``[T, I]`` for one sequence, or a
+        ``PackedSequence``.
+    """
+
+    cell_options = GRUOptions()
+    _compute = staticmethod(functional.gru)
+
+    def __init__(
+        self,
+        *args: Any,
+        reset_after: bool = True,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        gate_activation: str = "sigmoid",
+        candidate_activation: str = "tanh",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._take_options(
+            GRUOptions(
+                reset_after=reset_after,
+                zoneout=zoneout,
+                weight_dropout=weight_dropout,
+                gate_activation=gate_activation,
+                candidate_activation=candidate_activation,
+            )
+        )
+
+
+class RNN(_HiddenLayer, torch.nn.RNN):
+    """``torch.nn.RNN`` computed by :func:`fastnn.functional.rnn`, with torch's arguments, parameters and errors.
+
+    ``forward`` takes ``lengths`` beside torch's arguments, as :class:`LSTM`'s. Gradients are differentiable twice.
+
+    Args:
+        input_size: as of ``torch.nn.RNN``.
+        hidden_size: likewise.
+        num_layers: likewise.
+        nonlinearity: ``tanh`` or ``relu``, which torch has, or another of ``fastnn.functional.GATE_ACTIVATIONS``.
+        *args: as of ``torch.nn.RNN``.
+        zoneout: as of :class:`LSTM`, of h.
+        weight_dropout: likewise, of ``weight_hh``.
+        **kwargs: as of ``torch.nn.RNN``.
+
+    Raises:
+        ValueError: for an option out of range.
+
+    Shape:
+        As torch's: ``[T, N, I]``, ``[N, T, I]`` with ``batch_first``, ``[T, I]`` for one sequence, or a
+        ``PackedSequence``.
+    """
+
+    cell_options = RNNOptions()
+    _compute = staticmethod(functional.rnn)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        check_activation("nonlinearity", nonlinearity)
+        known = nonlinearity if nonlinearity in TORCH_NONLINEARITIES else "tanh"
+        super().__init__(input_size, hidden_size, num_layers, known, *args, **kwargs)
+        self.nonlinearity = nonlinearity
+        self._take_options(RNNOptions(zoneout=zoneout, weight_dropout=weight_dropout))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether torch's layer of the same name computes the same."""
+        return super().is_plain and self.nonlinearity in TORCH_NONLINEARITIES
+
+    def _call_compute(self, *args: Any, **steps: Any) -> tuple[Tensor, ...]:
+        return super()._call_compute(*args, nonlinearity=self.nonlinearity, **steps)
+
+
+class _MUT(_HiddenLayer):
+    _compute = staticmethod(functional.mut)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        zoneout: float = 0.0,
+        weight_dropout: float = 0.0,
+    ) -> None:
+        sizes = (input_size, hidden_size, num_layers)
+        others = {"dropout": dropout, "bidirectional": bidirectional, "device": device, "dtype": dtype}
+        # torch's constructor checks the arguments, and knows torch's modes alone.
+        super().__init__("GRU", *sizes, bias, batch_first, **others)
+        self.mode = type(self).__name__
+        self._take_options(dataclasses.replace(self.cell_options, zoneout=zoneout, weight_dropout=weight_dropout))
+
+
+class MUT1(_MUT):
+    """The first of the cells that a search over thousands found (Jozefowicz et al. 2015), as a layer.
+
+    ``z = sigmoid(W_z x + b_z)``, ``r = sigmoid(W_r x + U_r h + b_r)``, ``n = tanh(tanh(x) + U_n (r * h) + b_n)`` and
+    ``h' = z * n + (1 - z) * h``, by :func:`fastnn.functional.mut`. Arguments, layers, directions, packed sequences and
+    ``lengths`` are those of :class:`GRU`; there is one bias. Gradients are differentiable twice.
+
+    Args:
+        input_size: inputs of a step; as many as ``hidden_size``, since x enters as it is, and in each further layer,
+            which therefore cannot follow two directions.
+        hidden_size: units, H.
+        num_layers: layers, each on the outputs of the one before.
+        bias: whether there is ``bias_ih``.
+        batch_first: whether sequences are ``[N, T, I]``.
+        dropout: probability of dropout between layers, in training.
+        bidirectional: whether each layer reads its sequences in both directions.
+        device: where the weights are made.
+        dtype: their type.
+        zoneout: as of :class:`LSTM`, of h.
+        weight_dropout: likewise, of ``weight_hh``.
+
+    Attributes:
+        weight_ih_l0: ``[2 * H, I]``, blocks for r and z; ``weight_ih_l1_reverse`` and the like of the others.
+        weight_hh_l0: ``[2 * H, H]``, blocks for r and n.
+        bias_ih_l0: ``[3 * H]``, blocks for r, z and n.
+
+    Raises:
+        ValueError: for sizes that differ, or an option out of range.
+    """
+
+    cell_options = MUTOptions(variant=1)
+
+
+class MUT2(_MUT):
+    """The second of those cells, as a layer; see :class:`MUT1`, also for the arguments.
+
+    ``z = sigmoid(W_z x + U_z h + b_z)``, ``r = sigmoid(x + U_r h + b_r)``, ``n = tanh(W_n x + U_n (r * h) + b_n)``.
+
+    Attributes:
+        weight_ih_l0: ``[2 * H, I]``, blocks for z and n.
+        weight_hh_l0: ``[3 * H, H]``, blocks for r, z and n.
+        bias_ih_l0: ``[3 * H]``, likewise.
+    """
+
+    cell_options = MUTOptions(variant=2)
+
+
+class MUT3(_MUT):
+    """The third of those cells, as a layer; see :class:`MUT1`, also for the arguments. Sizes may differ.
+
+    ``z = sigmoid(W_z x + U_z tanh(h) + b_z)``, ``r = sigmoid(W_r x + U_r h + b_r)``,
+    ``n = tanh(W_n x + U_n (r * h) + b_n)``.
+
+    Attributes:
+        weight_ih_l0: ``[3 * H, I]``, blocks for r, z and n.
+        weight_hh_l0: ``[3 * H, H]``, likewise.
+        bias_ih_l0: ``[3 * H]``, likewise.
+    """
+
+    cell_options = MUTOptions(variant=3)
