@@ -259,6 +259,11 @@ class RNN(_HiddenLayer, torch.nn.RNN):
         """Whether torch's layer of the same name computes the same."""
         return super().is_plain and self.nonlinearity in TORCH_NONLINEARITIES
 
+    def extra_repr(self) -> str:
+        """As torch's, which does not say the nonlinearity, and the options that are given."""
+        other = self.nonlinearity not in TORCH_NONLINEARITIES
+        return super().extra_repr() + (f", nonlinearity={self.nonlinearity}" if other else "")
+
     def _call_compute(self, *args: Any, **steps: Any) -> tuple[Tensor, ...]:
         return super()._call_compute(*args, nonlinearity=self.nonlinearity, **steps)
 
