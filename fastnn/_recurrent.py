@@ -126,7 +126,8 @@ def lstm(
             ``o += p_2 * c'``, before their activations (Gers and Schmidhuber 2000); ``[2, H]`` of f and o where
             ``coupled``; None for none.
         peephole_previous: whether o sees c instead, as i and f do.
-        coupled: whether ``1 - f`` stands for the input gate (Greff et al. 2017): ``c' = f * c + (1 - f) * g``.
+        coupled: whether ``1 - f`` stands for the input gate, ``c' = f * c + (1 - f) * g`` (Greff et al. 2017, who write
+            it as ``f = 1 - i``).
         norm_ih: ``[4 * H]``, the gain of a layer normalisation of ``x_t w_ih^T``, over all gates together; biases are
             added behind it (Ba et al. 2016). None for none.
         norm_hh: ``[4 * H]``, likewise of ``h w_hh^T``.

@@ -38,8 +38,8 @@ class LSTM(RecurrentLayer, torch.nn.LSTM):
         peephole: whether gates see the cell's state by diagonal weights (Gers and Schmidhuber 2000), the parameter
             ``weight_ch`` ``[3, H]`` of i, f and o: i and f the state before the step, o the one after it.
         peephole_previous: whether o sees the one before, too.
-        coupled: whether ``1 - f`` stands for the input gate, so that ``c' = f * c + (1 - f) * g`` (Greff et al. 2017).
-            Weights then have three blocks, of f, g and o.
+        coupled: whether ``1 - f`` stands for the input gate, so that ``c' = f * c + (1 - f) * g`` (Greff et al. 2017,
+            who write it as ``f = 1 - i``). Weights then have three blocks, of f, g and o.
         layer_norm: whether ``x W_ih^T`` and ``h W_hh^T`` are normalised, over the gates of a sample together, with
             gains ``weight_norm_ih`` and ``weight_norm_hh``, and c where h sees it, with ``weight_norm_ch`` and
             ``bias_norm_ch`` (Ba et al. 2016).
