@@ -37,6 +37,7 @@ def _recurrence_layer(
     cells: bool,
     save_for_backward: bool,
     cell: Sequence[int],
+    memory_efficient: bool = False,
 ) -> tuple[Tensor, ...]:
     hidden, rows = h0.shape[1], math.prod(input.shape[:-1])
     is_lstm, is_rnn = cell[0] == _LSTM, cell[0] == _RNN
@@ -79,3 +80,154 @@ def _recurrence_layer_backward(
         _wanted(wanted and shape is not None, () if shape is None else shape, input)
         for wanted, shape in zip(output_mask, shapes, strict=True)
     )
+
+
+# Blocks of H in each of a cell's tensors a, u, c, h and the peepholes, by stage (CellStage of
+# csrc/ops/recurrent_cell.h); of an LSTM a and the peepholes have one fewer where its gates are coupled.
+_BLOCKS = ((4, 0, 1, 1, 3), (3, 3, 0, 1, 0), (1, 0, 0, 1, 0), (2, 0, 0, 1, 0), (1, 0, 1, 1, 0))
+_TWO_OUTPUTS = (0, 3)  # LSTM: h and c; reset: r * h and z
+
+
+def _stage(a: Tensor, stage: int, cell: Sequence[int]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Shapes of a stage's outputs and of a, u, c, h and the peepholes; () for one that it has not."""
+    coupled = stage == 0 and cell[4]
+    blocks = [count - 1 if coupled and k in (0, 4) else count for k, count in enumerate(_BLOCKS[stage])]
+    batch, hidden = a.shape[0], a.shape[1] // blocks[0]
+    inputs = [(batch, count * hidden) if count else () for count in blocks]
+    return (batch, hidden), [*inputs[:4], (blocks[4], hidden) if blocks[4] else ()]
+
+
+@register_fake("fastnn::recurrent_cell_pointwise")
+def _recurrent_cell_pointwise(
+    a: Tensor,
+    u: Tensor | None,
+    c: Tensor | None,
+    h: Tensor | None,
+    peephole: Tensor | None,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    stage: int,
+    cell: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    output, _ = _stage(a, stage, cell)
+    return _empty(output, a), _wanted(stage in _TWO_OUTPUTS, output, a)
+
+
+@register_fake("fastnn::recurrent_cell_pointwise_backward")
+def _recurrent_cell_pointwise_backward(
+    grad_first: Tensor | None,
+    grad_second: Tensor | None,
+    a: Tensor,
+    u: Tensor | None,
+    c: Tensor | None,
+    h: Tensor | None,
+    peephole: Tensor | None,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    stage: int,
+    cell: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    _, inputs = _stage(a, stage, cell)
+    return tuple(_wanted(m and shape != (), shape, a) for m, shape in zip(output_mask, inputs, strict=True))
+
+
+@register_fake("fastnn::recurrent_cell_pointwise_double_backward")
+def _recurrent_cell_pointwise_double_backward(
+    gg_a: Tensor | None,
+    gg_u: Tensor | None,
+    gg_c: Tensor | None,
+    gg_h: Tensor | None,
+    gg_peephole: Tensor | None,
+    grad_first: Tensor | None,
+    grad_second: Tensor | None,
+    a: Tensor,
+    u: Tensor | None,
+    c: Tensor | None,
+    h: Tensor | None,
+    peephole: Tensor | None,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    stage: int,
+    cell: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    output, inputs = _stage(a, stage, cell)
+    shapes = [output, output if stage in _TWO_OUTPUTS else (), *inputs]
+    return tuple(_wanted(m and shape != (), shape, a) for m, shape in zip(output_mask, shapes, strict=True))
+
+
+_STAGES_OF_TWO = (0, 3)  # the LSTM's, and the first half of a cell that resets before its product
+
+
+@register_fake("fastnn::recurrent_cell_pointwise")
+def _recurrent_cell_pointwise(
+    a: Tensor,
+    u: Tensor | None,
+    c: Tensor | None,
+    h: Tensor | None,
+    peephole: Tensor | None,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    stage: int,
+    cell: Sequence[int],
+) -> tuple[Tensor, ...]:
+    shape = _state_shape(a, stage, cell)
+    return _empty(shape, a), _wanted(stage in _STAGES_OF_TWO, shape, a)
+
+
+@register_fake("fastnn::recurrent_cell_pointwise_backward")
+def _recurrent_cell_pointwise_backward(
+    grad_first: Tensor | None,
+    grad_second: Tensor | None,
+    a: Tensor,
+    u: Tensor | None,
+    c: Tensor | None,
+    h: Tensor | None,
+    peephole: Tensor | None,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    stage: int,
+    cell: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return tuple(_like_or_none(t, wanted, a) for t, wanted in zip((a, u, c, h, peephole), output_mask, strict=True))
+
+
+@register_fake("fastnn::recurrent_cell_pointwise_double_backward")
+def _recurrent_cell_pointwise_double_backward(
+    gg_a: Tensor | None,
+    gg_u: Tensor | None,
+    gg_c: Tensor | None,
+    gg_h: Tensor | None,
+    gg_peephole: Tensor | None,
+    grad_first: Tensor | None,
+    grad_second: Tensor | None,
+    a: Tensor,
+    u: Tensor | None,
+    c: Tensor | None,
+    h: Tensor | None,
+    peephole: Tensor | None,
+    d_h: Tensor | None,
+    d_c: Tensor | None,
+    stage: int,
+    cell: Sequence[int],
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    shape = _state_shape(a, stage, cell)
+    of_outputs = (
+        _wanted(output_mask[0], shape, a),
+        _wanted(output_mask[1] and stage in _STAGES_OF_TWO, shape, a),
+    )
+    return of_outputs + tuple(
+        _like_or_none(t, wanted, a) for t, wanted in zip((a, u, c, h, peephole), output_mask[2:], strict=True)
+    )
+
+
+def _state_shape(a: Tensor, stage: int, cell: Sequence[int]) -> tuple[int, int]:
+    blocks = (3 if cell[4] else 4, 3, 1, 2, 1)[stage]
+    return a.shape[0], a.shape[1] // blocks
+
+
+def _like_or_none(t: Tensor | None, wanted: bool, like: Tensor) -> Tensor:
+    return _wanted(wanted and t is not None, () if t is None else t.shape, like)

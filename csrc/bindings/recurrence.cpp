@@ -98,7 +98,8 @@ FiveTensors layer(const at::Tensor& input, const at::Tensor& h0, const OptionalT
                   const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
                   const OptionalTensor& b_hh, const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
                   const OptionalTensor& zoneout_c, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, bool reverse, bool cells, bool save, at::IntArrayRef numbers) {
+                  const OptionalTensor& lengths, bool reverse, bool cells, bool save, at::IntArrayRef numbers,
+                  bool /*memory_efficient: autograd's*/) {
   static constexpr const char* kOp = "recurrence_layer";
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
   const RecurrentCell cell =
@@ -318,6 +319,7 @@ struct LayerNode final : Node {  // of the eight inputs; outputs y, h_n, and of 
   OptionalTensor batch_sizes, lengths;
   bool reverse = false;
   bool record_is_output = false;
+  bool is_saved = true;  // whether gates and record were kept: otherwise backward makes them again
   std::vector<int64_t> numbers;
 
   std::string name() const override { return "FastnnRecurrenceBackward"; }
@@ -335,10 +337,19 @@ struct LayerNode final : Node {  // of the eight inputs; outputs y, h_n, and of 
     }
     const OptionalTensor d_h = some(zoneout_h.unpack()), d_c = some(zoneout_c.unpack());
     if (at::GradMode::is_enabled()) return by_steps(t, d_h, d_c, wanted, grads);
-    const auto r = layer_backward_op().call(
-        some(grads[0]), some(grads[1]), some(grads[2]), some(grads[3]), t[kInput], t[kH0], some(t[kC0]),
-        some(t[kWih]), t[kWhh], some(t[kPeephole]), d_h, d_c, y.unpack(getptr()), gates.unpack(getptr()),
-        record.unpack(getptr()), batch_sizes, lengths, reverse, wanted, numbers);
+    at::Tensor gates_then, record_then;
+    if (is_saved) {
+      gates_then = gates.unpack(getptr());
+      record_then = record.unpack(getptr());
+    } else {
+      std::tie(std::ignore, std::ignore, std::ignore, gates_then, record_then) = layer_op().call(
+          t[kInput], t[kH0], some(t[kC0]), some(t[kWih]), t[kWhh], some(t[kBih]), some(t[kBhh]),
+          some(t[kPeephole]), d_h, d_c, batch_sizes, lengths, reverse, record_is_output, true, numbers, false);
+    }
+    const auto r = layer_backward_op().call(some(grads[0]), some(grads[1]), some(grads[2]), some(grads[3]),
+                                            t[kInput], t[kH0], some(t[kC0]), some(t[kWih]), t[kWhh],
+                                            some(t[kPeephole]), d_h, d_c, y.unpack(getptr()), gates_then,
+                                            record_then, batch_sizes, lengths, reverse, wanted, numbers);
     const at::Tensor* const all[] = {&std::get<0>(r), &std::get<1>(r), &std::get<2>(r), &std::get<3>(r),
                                      &std::get<4>(r), &std::get<5>(r), &std::get<6>(r), &std::get<7>(r)};
     for (size_t i = 0; i < kInputs; ++i) result[i] = if_wanted(wanted[i], *all[i]);
@@ -392,14 +403,14 @@ FiveTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, co
                            const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
                            const OptionalTensor& zoneout_c, const OptionalTensor& batch_sizes,
                            const OptionalTensor& lengths, bool reverse, bool cells, bool save_for_backward,
-                           at::IntArrayRef numbers) {
+                           at::IntArrayRef numbers, bool memory_efficient) {
   const auto node = make_node<LayerNode>(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole);
   FiveTensors result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = layer_op().redispatch(keys & c10::after_autograd_keyset, input, h0, c0, w_ih, w_hh, b_ih, b_hh,
                                    peephole, zoneout_h, zoneout_c, batch_sizes, lengths, reverse, cells,
-                                   save_for_backward || node, numbers);
+                                   save_for_backward || (node && !memory_efficient), numbers, memory_efficient);
   }
   const auto& [y, h_n, c_n, gates, record] = result;
   if (node) {
@@ -417,8 +428,11 @@ FiveTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, co
     if (node->record_is_output) outputs.push_back(record);
     torch::autograd::set_history(outputs, node);
     node->y = SavedVariable(y, /*is_output=*/true);
-    node->gates = save(gates);
-    node->record = SavedVariable(record, node->record_is_output);
+    node->is_saved = !memory_efficient;
+    if (node->is_saved) {
+      node->gates = save(gates);
+      node->record = SavedVariable(record, node->record_is_output);
+    }
   }
   return result;
 }
@@ -489,7 +503,8 @@ FourTensors recurrence(const at::Tensor& input, const at::Tensor& h0, const Opti
                        const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
                        const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight,
                        const OptionalTensor& norm_c_bias, const OptionalTensor& batch_sizes,
-                       const OptionalTensor& lengths, bool reverse, bool cells, at::IntArrayRef numbers) {
+                       const OptionalTensor& lengths, bool reverse, bool cells, at::IntArrayRef numbers,
+                       bool memory_efficient) {
   static constexpr const char* kOp = "recurrence";
   const LayerTensors t{input,    h0,        c0,        w_ih,   w_hh,          b_ih,        b_hh,         w_hr,
                        peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias, numbers.vec()};
@@ -497,7 +512,7 @@ FourTensors recurrence(const at::Tensor& input, const at::Tensor& h0, const Opti
   const auto by_layer = [&](const RecurrentCell& cell, const Steps* steps) -> FourTensors {
     auto [y, h_n, c_n, gates, record] =
         layer_op().call(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, zoneout_h, zoneout_c, batch_sizes,
-                        lengths, reverse, cells, false, numbers);
+                        lengths, reverse, cells, false, numbers, memory_efficient);
     at::Tensor c = absent(input.options());
     if (cells && cell.has_c()) {
       // Rows of a batch that is not dense stand together at the record's beginning.
@@ -535,7 +550,7 @@ FourTensors recurrence_autocast(const at::Tensor& input, const at::Tensor& h0, c
                                 const OptionalTensor& zoneout_c, const OptionalTensor& norm_h,
                                 const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
                                 const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse,
-                                bool cells, at::IntArrayRef numbers) {
+                                bool cells, at::IntArrayRef numbers, bool memory_efficient) {
   const auto device = input.device().type();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
@@ -544,7 +559,7 @@ FourTensors recurrence_autocast(const at::Tensor& input, const at::Tensor& h0, c
   static const auto op = find_op<decltype(recurrence)>("fastnn::recurrence");
   return op.call(cast(input), cast(h0), cast(c0), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh), cast(w_hr),
                  cast(peephole), cast(zoneout_h), cast(zoneout_c), cast(norm_h), cast(norm_c_weight),
-                 cast(norm_c_bias), batch_sizes, lengths, reverse, cells, numbers);
+                 cast(norm_c_bias), batch_sizes, lengths, reverse, cells, numbers, memory_efficient);
 }
 
 }  // namespace
@@ -556,25 +571,19 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "recurrence(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
       "Tensor? w_hr, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? norm_h, Tensor? "
       "norm_c_weight, Tensor? norm_c_bias, Tensor? batch_sizes, Tensor? lengths, bool reverse, bool cells, "
-      "int[] "
-      "cell) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c)",
+      "int[] cell, bool memory_efficient=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c)",
       recurrence);
   m.def(
-      "recurrence_layer(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? "
-      "b_hh, "
-      "Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? batch_sizes, Tensor? lengths, bool "
-      "reverse, "
-      "bool cells, bool save_for_backward, int[] cell) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, "
-      "Tensor "
-      "record)");
+      "recurrence_layer(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, "
+      "Tensor? b_hh, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? batch_sizes, "
+      "Tensor? lengths, bool reverse, bool cells, bool save_for_backward, int[] cell, "
+      "bool memory_efficient=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor record)");
   m.def(
       "recurrence_layer_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_record, "
-      "Tensor "
-      "input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? peephole, Tensor? zoneout_h, Tensor? "
-      "zoneout_c, Tensor y, Tensor gates, Tensor record, Tensor? batch_sizes, Tensor? lengths, bool reverse, "
-      "bool[8] output_mask, int[] cell) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor "
-      "grad_w_ih, "
-      "Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_peephole)");
+      "Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? peephole, Tensor? zoneout_h, "
+      "Tensor? zoneout_c, Tensor y, Tensor gates, Tensor record, Tensor? batch_sizes, Tensor? lengths, "
+      "bool reverse, bool[8] output_mask, int[] cell) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "
+      "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_peephole)");
 }
 
 TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("recurrence", recurrence_autocast); }

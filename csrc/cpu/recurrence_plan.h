@@ -21,8 +21,8 @@ namespace fastnn::FASTNN_BACKEND::recurrence {
 using lstm::ceil_div;
 using lstm::load_or_zero;
 
-// Multiply-adds of a step below which one thread does it alone: about 4 us, ten times what meeting costs.
-inline constexpr int64_t kMinStepMultiplyAdds = 100000;
+// Multiply-adds of a step below which one thread does it alone: about 1 us, a few times what meeting costs.
+inline constexpr int64_t kMinStepMultiplyAdds = 30000;
 
 // Samples of which a product is bound by its chains of additions rather than by the weights' way to the core:
 // their products take kWideVecs chains at a time.
