@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.library import register_fake
 
@@ -31,6 +32,9 @@ def _recurrence_layer(
     peephole: Tensor | None,
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
+    norm_h: Tensor | None,
+    norm_c_weight: Tensor | None,
+    norm_c_bias: Tensor | None,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
@@ -47,7 +51,14 @@ def _recurrence_layer(
         _wanted(is_lstm, h0.shape, input),
         _wanted(save_for_backward, (rows, _gates(cell) * hidden), input),
         _wanted((save_for_backward and not is_rnn) or (cells and is_lstm), (rows, hidden), input),
+        _wanted(save_for_backward and norm_h is not None, (rows, _gates(cell) * hidden), input),
+        _statistics(save_for_backward and (norm_h is not None or norm_c_weight is not None), rows, input),
     )
+
+
+def _statistics(wanted: bool, rows: int, input: Tensor) -> Tensor:
+    dtype = torch.float32 if input.dtype in (torch.bfloat16, torch.float16) else input.dtype
+    return _wanted(wanted, (rows, 3), input).to(dtype if wanted else input.dtype)
 
 
 @register_fake("fastnn::recurrence_layer_backward")
@@ -64,9 +75,14 @@ def _recurrence_layer_backward(
     peephole: Tensor | None,
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
+    norm_h: Tensor | None,
+    norm_c_weight: Tensor | None,
+    norm_c_bias: Tensor | None,
     y: Tensor,
     gates: Tensor,
     record: Tensor,
+    normalised: Tensor,
+    statistics: Tensor,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
@@ -76,6 +92,8 @@ def _recurrence_layer_backward(
     bias = (_gates(cell) * h0.shape[1],)
     shapes = [None if t is None else t.shape for t in (input, h0, c0, w_ih, w_hh)]
     shapes += [bias, bias, None if peephole is None else peephole.shape]
+    of_c = None if norm_c_weight is None else (h0.shape[1],)
+    shapes += [None if norm_h is None else bias, of_c, of_c]
     return tuple(
         _wanted(wanted and shape is not None, () if shape is None else shape, input)
         for wanted, shape in zip(output_mask, shapes, strict=True)
@@ -155,79 +173,3 @@ def _recurrent_cell_pointwise_double_backward(
     output, inputs = _stage(a, stage, cell)
     shapes = [output, output if stage in _TWO_OUTPUTS else (), *inputs]
     return tuple(_wanted(m and shape != (), shape, a) for m, shape in zip(output_mask, shapes, strict=True))
-
-
-_STAGES_OF_TWO = (0, 3)  # the LSTM's, and the first half of a cell that resets before its product
-
-
-@register_fake("fastnn::recurrent_cell_pointwise")
-def _recurrent_cell_pointwise(
-    a: Tensor,
-    u: Tensor | None,
-    c: Tensor | None,
-    h: Tensor | None,
-    peephole: Tensor | None,
-    d_h: Tensor | None,
-    d_c: Tensor | None,
-    stage: int,
-    cell: Sequence[int],
-) -> tuple[Tensor, ...]:
-    shape = _state_shape(a, stage, cell)
-    return _empty(shape, a), _wanted(stage in _STAGES_OF_TWO, shape, a)
-
-
-@register_fake("fastnn::recurrent_cell_pointwise_backward")
-def _recurrent_cell_pointwise_backward(
-    grad_first: Tensor | None,
-    grad_second: Tensor | None,
-    a: Tensor,
-    u: Tensor | None,
-    c: Tensor | None,
-    h: Tensor | None,
-    peephole: Tensor | None,
-    d_h: Tensor | None,
-    d_c: Tensor | None,
-    stage: int,
-    cell: Sequence[int],
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    return tuple(_like_or_none(t, wanted, a) for t, wanted in zip((a, u, c, h, peephole), output_mask, strict=True))
-
-
-@register_fake("fastnn::recurrent_cell_pointwise_double_backward")
-def _recurrent_cell_pointwise_double_backward(
-    gg_a: Tensor | None,
-    gg_u: Tensor | None,
-    gg_c: Tensor | None,
-    gg_h: Tensor | None,
-    gg_peephole: Tensor | None,
-    grad_first: Tensor | None,
-    grad_second: Tensor | None,
-    a: Tensor,
-    u: Tensor | None,
-    c: Tensor | None,
-    h: Tensor | None,
-    peephole: Tensor | None,
-    d_h: Tensor | None,
-    d_c: Tensor | None,
-    stage: int,
-    cell: Sequence[int],
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, ...]:
-    shape = _state_shape(a, stage, cell)
-    of_outputs = (
-        _wanted(output_mask[0], shape, a),
-        _wanted(output_mask[1] and stage in _STAGES_OF_TWO, shape, a),
-    )
-    return of_outputs + tuple(
-        _like_or_none(t, wanted, a) for t, wanted in zip((a, u, c, h, peephole), output_mask[2:], strict=True)
-    )
-
-
-def _state_shape(a: Tensor, stage: int, cell: Sequence[int]) -> tuple[int, int]:
-    blocks = (3 if cell[4] else 4, 3, 1, 2, 1)[stage]
-    return a.shape[0], a.shape[1] // blocks
-
-
-def _like_or_none(t: Tensor | None, wanted: bool, like: Tensor) -> Tensor:
-    return _wanted(wanted and t is not None, () if t is None else t.shape, like)

@@ -3,7 +3,7 @@
 //
 // recurrence -> recurrence_layer -> recurrence_layer_backward where the backend has the recurrence
 // (ops/recurrence.h), which is everything that must be done step by step; the products of all steps with W_ih,
-// and those of the weights' gradients, are the framework's. Elsewhere, with a projection or normalised gates,
+// and those of the weights' gradients, are the framework's. Elsewhere, with a projection,
 // where types differ, and for second and forward derivatives, it is the cell stepped over time
 // (recurrence_stepped.cpp), which is differentiable in every way that the cell is.
 #include <ATen/autocast_mode.h>
@@ -21,10 +21,14 @@ namespace fastnn::bindings {
 namespace {
 
 using FourTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using EightTensors =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-constexpr size_t kInputs = 8;  // differentiable: input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole
-constexpr size_t kInput = 0, kH0 = 1, kC0 = 2, kWih = 3, kWhh = 4, kBih = 5, kBhh = 6, kPeephole = 7;
+using SevenTensors =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using ElevenTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                 at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+// Differentiable: input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, norm_h, norm_c_weight, norm_c_bias.
+constexpr size_t kInputs = 11;
+constexpr size_t kInput = 0, kH0 = 1, kC0 = 2, kWih = 3, kWhh = 4, kBih = 5, kBhh = 6, kPeephole = 7,
+                 kNormH = 8, kNormCWeight = 9, kNormCBias = 10;
 
 // ---- checks -------------------------------------------------------------------------------------------------
 
@@ -82,6 +86,21 @@ CellBlock share_block(BackendCall& call, const Steps& steps, const OptionalTenso
   return {call.data(keep), d->dim() == 1 ? 0 : keep.size(1)};
 }
 
+// An LSTM's gains and biases, dense.
+struct DenseNorm {
+  DenseNorm(BackendCall& call, const OptionalTensor& h_weight, const OptionalTensor& c_weight,
+            const OptionalTensor& c_bias) {
+    const auto take = [&](const OptionalTensor& t, at::Tensor& keep) -> const void* {
+      if (!t.has_value()) return nullptr;
+      keep = t->contiguous();
+      return call.data(keep);
+    };
+    data = {take(h_weight, kept[0]), take(c_weight, kept[1]), take(c_bias, kept[2])};
+  }
+  at::Tensor kept[3];
+  CellNorm data;
+};
+
 // What the gates have besides x's product; undefined for nothing. Of a GRU the bias of u_n stays out of it.
 at::Tensor bias_of_gates(const RecurrentCell& cell, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                          int64_t H) {
@@ -93,19 +112,20 @@ at::Tensor bias_of_gates(const RecurrentCell& cell, const OptionalTensor& b_ih, 
   return bias;
 }
 
-// y, the last states, and for backward the activated gates and the record.
-FiveTensors layer(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
-                  const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
-                  const OptionalTensor& b_hh, const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
-                  const OptionalTensor& zoneout_c, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, bool reverse, bool cells, bool save, at::IntArrayRef numbers,
-                  bool /*memory_efficient: autograd's*/) {
+// y, the last states, and for backward the activated gates, the record, and what was normalised.
+SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
+                   const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
+                   const OptionalTensor& b_hh, const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
+                   const OptionalTensor& zoneout_c, const OptionalTensor& norm_h,
+                   const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
+                   const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse, bool cells,
+                   bool save, at::IntArrayRef numbers, bool /*memory_efficient: autograd's*/) {
   static constexpr const char* kOp = "recurrence_layer";
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
   const RecurrentCell cell =
       checked_cell(kOp,
-                   {input, h0, c0, w_ih, w_hh, b_ih, b_hh, std::nullopt, peephole, zoneout_h, zoneout_c,
-                    std::nullopt, std::nullopt, std::nullopt, numbers.vec()},
+                   {input, h0, c0, w_ih, w_hh, b_ih, b_hh, std::nullopt, peephole, zoneout_h, zoneout_c, norm_h,
+                    norm_c_weight, norm_c_bias, numbers.vec()},
                    steps);
   const int64_t H = w_hh.size(1), width = cell.gates() * H;
   const bool record_wanted = cell.has_c() ? save || cells : save && cell.kind != CellKind::kRnn;
@@ -129,6 +149,11 @@ FiveTensors layer(const at::Tensor& input, const at::Tensor& h0, const OptionalT
   } else {
     at::mm_out(products, x, w_ih->t());
   }
+  const bool normalises = norm_h.has_value() || norm_c_weight.has_value();
+  at::Tensor normalised = save && norm_h.has_value() ? rows_kept(true, width) : absent(options);
+  at::Tensor statistics = save && normalises ? at::zeros({all.size(0), kCellStatistics},
+                                                         options.dtype(acc_scalar_type(input.scalar_type())))
+                                             : absent(options);
   at::Tensor y = at::empty({steps.rows, H}, options), h_n = at::empty({steps.N, H}, options);
   at::Tensor c_n = cell.has_c() ? at::empty_like(h_n) : absent(options);
   BackendCall call(input);
@@ -138,6 +163,7 @@ FiveTensors layer(const at::Tensor& input, const at::Tensor& h0, const OptionalT
     const at::Tensor p_dense = cell.peephole ? peephole->contiguous() : at::Tensor();
     const at::Tensor b_n =
         cell.kind == CellKind::kGru && b_hh.has_value() ? b_hh->narrow(0, 2 * H, H).contiguous() : at::Tensor();
+    const DenseNorm norm(call, norm_h, norm_c_weight, norm_c_bias);
     RecurrenceForwardParams p{};
     p.in = steps.tables(call, input, tables);
     p.in.cell = cell;
@@ -148,19 +174,28 @@ FiveTensors layer(const at::Tensor& input, const at::Tensor& h0, const OptionalT
     p.peephole = call.data(p_dense);
     p.zoneout_h = share_block(call, steps, zoneout_h, shares[0]);
     p.zoneout_c = share_block(call, steps, zoneout_c, shares[1]);
+    p.norm = norm.data;
     p.h0 = call.data(h_begin);
     p.c0 = call.data(c_begin);
     p.gates = call.mutable_data(gates);
     p.y = call.output(y);
     p.record = record_wanted ? call.output(record) : nullptr;
     p.save = save;
+    p.normalised = normalised.numel() > 0 ? call.output(normalised) : nullptr;
+    p.statistics = statistics.numel() > 0 ? call.mutable_data(statistics) : nullptr;
     p.h_n = call.output(h_n);
     p.c_n = cell.has_c() ? call.output(c_n) : nullptr;
     call(&Backend::recurrence_forward, &Backend::recurrence_forward_workspace, p);
   }
   auto size = input.sizes().vec();
   size.back() = H;
-  return {steps.put(y, all.size(0)).view(size), h_n, c_n, save ? gates : absent(options), record};
+  return {steps.put(y, all.size(0)).view(size),
+          h_n,
+          c_n,
+          save ? gates : absent(options),
+          record,
+          normalised,
+          statistics};
 }
 
 // The rows of h before each step.
@@ -214,20 +249,23 @@ at::Tensor grad_w_hh(const RecurrentCell& cell, const Steps& steps, const at::Te
       {h.product(block(0)), h.product(block(1), [](const at::Tensor& t) { return at::tanh(t); }), of_n});
 }
 
-EightTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor& grad_h_n,
-                            const OptionalTensor& grad_c_n, const OptionalTensor& grad_record,
-                            const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
-                            const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& peephole,
-                            const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-                            const at::Tensor& y, const at::Tensor& gates, const at::Tensor& record,
-                            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse,
-                            std::array<bool, kInputs> output_mask, at::IntArrayRef numbers) {
+ElevenTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor& grad_h_n,
+                             const OptionalTensor& grad_c_n, const OptionalTensor& grad_record,
+                             const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
+                             const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& peephole,
+                             const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+                             const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight,
+                             const OptionalTensor& norm_c_bias, const at::Tensor& y, const at::Tensor& gates,
+                             const at::Tensor& record, const at::Tensor& normalised,
+                             const at::Tensor& statistics, const OptionalTensor& batch_sizes,
+                             const OptionalTensor& lengths, bool reverse, std::array<bool, kInputs> output_mask,
+                             at::IntArrayRef numbers) {
   static constexpr const char* kOp = "recurrence_layer_backward";
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
   const RecurrentCell cell =
       checked_cell(kOp,
                    {input, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, std::nullopt, peephole, zoneout_h,
-                    zoneout_c, std::nullopt, std::nullopt, std::nullopt, numbers.vec()},
+                    zoneout_c, norm_h, norm_c_weight, norm_c_bias, numbers.vec()},
                    steps);
   const int64_t H = w_hh.size(1), width = cell.gates() * H;
   const auto options = input.options();
@@ -249,13 +287,28 @@ EightTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor& 
   at::Tensor grad_c0 = cell.has_c() ? at::empty_like(grad_h0) : absent(options);
   at::Tensor grad_peephole =
       cell.peephole && output_mask[kPeephole] ? at::empty(peephole->sizes(), options) : absent(options);
+  const auto made_where = [&](bool exists, int64_t size) {
+    return exists ? at::empty({size}, options) : absent(options);
+  };
+  at::Tensor grad_products = norm_h.has_value() ? at::empty_like(grad_gates) : at::Tensor();
+  at::Tensor grad_norm_h = made_where(norm_h.has_value(), width),
+             grad_norm_c_weight = made_where(norm_c_weight.has_value(), H),
+             grad_norm_c_bias = made_where(norm_c_weight.has_value(), H);
   BackendCall call(input);
   if (h0.numel() > 0) {
     at::Tensor tables, shares[2];
     const at::Tensor h_begin = h0.contiguous(), c_begin = cell.has_c() ? c0->contiguous() : at::Tensor();
     const at::Tensor p_dense = cell.peephole ? peephole->contiguous() : at::Tensor();
     const at::Tensor y_rows = steps.take(flattened(y)).contiguous();
+    const DenseNorm norm(call, norm_h, norm_c_weight, norm_c_bias);
     RecurrenceBackwardParams p{};
+    p.norm = norm.data;
+    p.normalised = normalised.numel() > 0 ? call.data(normalised) : nullptr;
+    p.statistics = statistics.numel() > 0 ? call.data(statistics) : nullptr;
+    p.grad_products = call.output(grad_products);
+    p.grad_norm_h = norm_h.has_value() ? call.output(grad_norm_h) : nullptr;
+    p.grad_norm_c_weight = norm_c_weight.has_value() ? call.output(grad_norm_c_weight) : nullptr;
+    p.grad_norm_c_bias = norm_c_weight.has_value() ? call.output(grad_norm_c_bias) : nullptr;
     p.in = steps.tables(call, input, tables);
     p.in.cell = cell;
     p.in.dtype = dtype_of(kOp, "input", input);
@@ -280,7 +333,7 @@ EightTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor& 
     p.grad_peephole = grad_peephole.numel() > 0 ? call.output(grad_peephole) : nullptr;
     call(&Backend::recurrence_backward, &Backend::recurrence_backward_workspace, p);
   } else {
-    grad_peephole.zero_();
+    for (const at::Tensor& t : {grad_peephole, grad_norm_h, grad_norm_c_weight, grad_norm_c_bias}) t.zero_();
   }
   const auto wanted = [&](size_t i, const auto& make) { return output_mask[i] ? make() : absent(options); };
   const auto of_input = [&] {
@@ -296,10 +349,17 @@ EightTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor& 
           wanted(kH0, [&] { return grad_h0; }),
           wanted(kC0, [&] { return grad_c0; }),
           wanted(kWih, [&] { return at::mm(grad_gates.t(), steps.take(all)); }),
-          wanted(kWhh, [&] { return grad_w_hh(cell, steps, grad_gates, grad_u_n, record, y, h0); }),
+          wanted(kWhh,
+                 [&] {
+                   return grad_w_hh(cell, steps, grad_products.defined() ? grad_products : grad_gates, grad_u_n,
+                                    record, y, h0);
+                 }),
           wanted(kBih, [&] { return grad_b_ih; }),
           wanted(kBhh, of_b_hh),
-          grad_peephole};
+          grad_peephole,
+          wanted(kNormH, [&] { return grad_norm_h; }),
+          wanted(kNormCWeight, [&] { return grad_norm_c_weight; }),
+          wanted(kNormCBias, [&] { return grad_norm_c_bias; })};
 }
 
 // ---- autograd -----------------------------------------------------------------------------------------------
@@ -313,9 +373,9 @@ const auto& layer_backward_op() {
   return op;
 }
 
-struct LayerNode final : Node {  // of the eight inputs; outputs y, h_n, and of an LSTM c_n and the record
+struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and of an LSTM c_n and the record
   std::array<SavedVariable, kInputs> inputs;
-  SavedVariable zoneout_h, zoneout_c, y, gates, record;
+  SavedVariable zoneout_h, zoneout_c, y, gates, record, normalised, statistics;
   OptionalTensor batch_sizes, lengths;
   bool reverse = false;
   bool record_is_output = false;
@@ -337,27 +397,34 @@ struct LayerNode final : Node {  // of the eight inputs; outputs y, h_n, and of 
     }
     const OptionalTensor d_h = some(zoneout_h.unpack()), d_c = some(zoneout_c.unpack());
     if (at::GradMode::is_enabled()) return by_steps(t, d_h, d_c, wanted, grads);
-    at::Tensor gates_then, record_then;
+    at::Tensor gates_then, record_then, normalised_then, statistics_then;
     if (is_saved) {
       gates_then = gates.unpack(getptr());
       record_then = record.unpack(getptr());
+      normalised_then = normalised.unpack(getptr());
+      statistics_then = statistics.unpack(getptr());
     } else {
-      std::tie(std::ignore, std::ignore, std::ignore, gates_then, record_then) = layer_op().call(
-          t[kInput], t[kH0], some(t[kC0]), some(t[kWih]), t[kWhh], some(t[kBih]), some(t[kBhh]),
-          some(t[kPeephole]), d_h, d_c, batch_sizes, lengths, reverse, record_is_output, true, numbers, false);
+      std::tie(std::ignore, std::ignore, std::ignore, gates_then, record_then, normalised_then,
+               statistics_then) =
+          layer_op().call(t[kInput], t[kH0], some(t[kC0]), some(t[kWih]), t[kWhh], some(t[kBih]), some(t[kBhh]),
+                          some(t[kPeephole]), d_h, d_c, some(t[kNormH]), some(t[kNormCWeight]),
+                          some(t[kNormCBias]), batch_sizes, lengths, reverse, record_is_output, true, numbers,
+                          false);
     }
-    const auto r = layer_backward_op().call(some(grads[0]), some(grads[1]), some(grads[2]), some(grads[3]),
-                                            t[kInput], t[kH0], some(t[kC0]), some(t[kWih]), t[kWhh],
-                                            some(t[kPeephole]), d_h, d_c, y.unpack(getptr()), gates_then,
-                                            record_then, batch_sizes, lengths, reverse, wanted, numbers);
-    const at::Tensor* const all[] = {&std::get<0>(r), &std::get<1>(r), &std::get<2>(r), &std::get<3>(r),
-                                     &std::get<4>(r), &std::get<5>(r), &std::get<6>(r), &std::get<7>(r)};
+    const auto r = layer_backward_op().call(
+        some(grads[0]), some(grads[1]), some(grads[2]), some(grads[3]), t[kInput], t[kH0], some(t[kC0]),
+        some(t[kWih]), t[kWhh], some(t[kPeephole]), d_h, d_c, some(t[kNormH]), some(t[kNormCWeight]),
+        some(t[kNormCBias]), y.unpack(getptr()), gates_then, record_then, normalised_then, statistics_then,
+        batch_sizes, lengths, reverse, wanted, numbers);
+    const auto& [g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10] = r;
+    const at::Tensor* const all[] = {&g0, &g1, &g2, &g3, &g4, &g5, &g6, &g7, &g8, &g9, &g10};
     for (size_t i = 0; i < kInputs; ++i) result[i] = if_wanted(wanted[i], *all[i]);
     return result;
   }
   void release_variables() override {
     for (SavedVariable& v : inputs) v.reset_data();
-    for (SavedVariable* v : {&zoneout_h, &zoneout_c, &y, &gates, &record}) v->reset_data();
+    for (SavedVariable* v : {&zoneout_h, &zoneout_c, &y, &gates, &record, &normalised, &statistics})
+      v->reset_data();
   }
 
  private:
@@ -366,9 +433,10 @@ struct LayerNode final : Node {  // of the eight inputs; outputs y, h_n, and of 
                          const OptionalTensor& d_c, const std::array<bool, kInputs>& asked,
                          const variable_list& grads) {
     const Steps steps = steps_of("recurrence_layer", t[kInput], batch_sizes, lengths, reverse);
-    const LayerTensors tensors{t[kInput],     t[kH0],        some(t[kC0]), some(t[kWih]),      t[kWhh],
-                               some(t[kBih]), some(t[kBhh]), std::nullopt, some(t[kPeephole]), d_h,
-                               d_c,           std::nullopt,  std::nullopt, std::nullopt,       numbers};
+    const LayerTensors tensors{
+        t[kInput],     t[kH0],          some(t[kC0]),          some(t[kWih]),       t[kWhh],
+        some(t[kBih]), some(t[kBhh]),   std::nullopt,          some(t[kPeephole]),  d_h,
+        d_c,           some(t[kNormH]), some(t[kNormCWeight]), some(t[kNormCBias]), numbers};
     const RecurrentCell cell =
         cell_of("recurrence_layer", numbers, t[kPeephole].defined(), d_h.has_value(), d_c.has_value());
     const SteppedLayer again = step_through(tensors, cell, steps, grads[3].defined());
@@ -397,25 +465,30 @@ struct LayerNode final : Node {  // of the eight inputs; outputs y, h_n, and of 
   }
 };
 
-FiveTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& h0,
-                           const OptionalTensor& c0, const OptionalTensor& w_ih, const at::Tensor& w_hh,
-                           const OptionalTensor& b_ih, const OptionalTensor& b_hh,
-                           const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
-                           const OptionalTensor& zoneout_c, const OptionalTensor& batch_sizes,
-                           const OptionalTensor& lengths, bool reverse, bool cells, bool save_for_backward,
-                           at::IntArrayRef numbers, bool memory_efficient) {
-  const auto node = make_node<LayerNode>(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole);
-  FiveTensors result;
+SevenTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& h0,
+                            const OptionalTensor& c0, const OptionalTensor& w_ih, const at::Tensor& w_hh,
+                            const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                            const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
+                            const OptionalTensor& zoneout_c, const OptionalTensor& norm_h,
+                            const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
+                            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse,
+                            bool cells, bool save_for_backward, at::IntArrayRef numbers,
+                            bool memory_efficient) {
+  const auto node =
+      make_node<LayerNode>(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, norm_h, norm_c_weight, norm_c_bias);
+  SevenTensors result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = layer_op().redispatch(keys & c10::after_autograd_keyset, input, h0, c0, w_ih, w_hh, b_ih, b_hh,
-                                   peephole, zoneout_h, zoneout_c, batch_sizes, lengths, reverse, cells,
+                                   peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias,
+                                   batch_sizes, lengths, reverse, cells,
                                    save_for_backward || (node && !memory_efficient), numbers, memory_efficient);
   }
-  const auto& [y, h_n, c_n, gates, record] = result;
+  const auto& [y, h_n, c_n, gates, record, normalised, statistics] = result;
   if (node) {
-    node->inputs = {save(input), save(h0),   save(c0),   save(w_ih),
-                    save(w_hh),  save(b_ih), save(b_hh), save(peephole)};
+    node->inputs = {save(input),      save(h0),   save(c0),       save(w_ih),   save(w_hh),
+                    save(b_ih),       save(b_hh), save(peephole), save(norm_h), save(norm_c_weight),
+                    save(norm_c_bias)};
     node->zoneout_h = save(zoneout_h);
     node->zoneout_c = save(zoneout_c);
     node->batch_sizes = batch_sizes;
@@ -432,31 +505,34 @@ FiveTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, co
     if (node->is_saved) {
       node->gates = save(gates);
       node->record = SavedVariable(record, node->record_is_output);
+      node->normalised = save(normalised);
+      node->statistics = save(statistics);
     }
   }
   return result;
 }
 
-EightTensors layer_backward_autograd(c10::DispatchKeySet keys, const OptionalTensor& grad_y,
-                                     const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-                                     const OptionalTensor& grad_record, const at::Tensor& input,
-                                     const at::Tensor& h0, const OptionalTensor& c0, const OptionalTensor& w_ih,
-                                     const at::Tensor& w_hh, const OptionalTensor& peephole,
-                                     const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-                                     const at::Tensor& y, const at::Tensor& gates, const at::Tensor& record,
-                                     const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                                     bool reverse, std::array<bool, kInputs> output_mask,
-                                     at::IntArrayRef numbers) {
-  EightTensors result;
+ElevenTensors layer_backward_autograd(
+    c10::DispatchKeySet keys, const OptionalTensor& grad_y, const OptionalTensor& grad_h_n,
+    const OptionalTensor& grad_c_n, const OptionalTensor& grad_record, const at::Tensor& input,
+    const at::Tensor& h0, const OptionalTensor& c0, const OptionalTensor& w_ih, const at::Tensor& w_hh,
+    const OptionalTensor& peephole, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
+    const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
+    const at::Tensor& y, const at::Tensor& gates, const at::Tensor& record, const at::Tensor& normalised,
+    const at::Tensor& statistics, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+    bool reverse, std::array<bool, kInputs> output_mask, at::IntArrayRef numbers) {
+  ElevenTensors result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = layer_backward_op().redispatch(
         keys & c10::after_autograd_keyset, grad_y, grad_h_n, grad_c_n, grad_record, input, h0, c0, w_ih, w_hh,
-        peephole, zoneout_h, zoneout_c, y, gates, record, batch_sizes, lengths, reverse, output_mask, numbers);
+        peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias, y, gates, record, normalised,
+        statistics, batch_sizes, lengths, reverse, output_mask, numbers);
   }
-  const auto& [x, h, c, wi, wh, bi, bh, p] = result;
-  forbid_derivative("recurrence_layer_backward", {x, h, c, wi, wh, bi, bh, p}, grad_y, grad_h_n, grad_c_n,
-                    grad_record, input, h0, c0, w_ih, w_hh, peephole, y, gates, record);
+  const auto& [g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10] = result;
+  forbid_derivative("recurrence_layer_backward", {g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10}, grad_y,
+                    grad_h_n, grad_c_n, grad_record, input, h0, c0, w_ih, w_hh, peephole, norm_h, norm_c_weight,
+                    norm_c_bias, y, gates, record, normalised, statistics);
   return result;
 }
 
@@ -469,7 +545,7 @@ constexpr int64_t kFewSteps = 3;
 // autocast does not promise, and no derivative is wanted that it has not.
 bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Steps* steps) {
   if (!BackendCall::has(t.input, &Backend::recurrence_forward)) return false;
-  if (t.w_hr.has_value() || t.norm_h.has_value() || t.norm_c_weight.has_value()) return false;
+  if (t.w_hr.has_value()) return false;
   constexpr c10::DispatchKeySet kTransformed(
       {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
   const auto fits = [&](const OptionalTensor& x) {
@@ -478,7 +554,7 @@ bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Step
   };
   for (const OptionalTensor& x :
        {OptionalTensor(t.input), OptionalTensor(t.h0), t.c0, t.w_ih, OptionalTensor(t.w_hh), t.b_ih, t.b_hh,
-        t.peephole, t.zoneout_h, t.zoneout_c}) {
+        t.peephole, t.zoneout_h, t.zoneout_c, t.norm_h, t.norm_c_weight, t.norm_c_bias}) {
     if (!fits(x)) return false;
   }
   if (steps == nullptr) return true;  // a traced call is for any number of steps
@@ -490,6 +566,7 @@ bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Step
   p.in.N = steps->N;
   p.in.H = t.w_hh.size(1);
   p.in.T = steps->T;
+  p.normalised = t.norm_h.has_value() || t.norm_c_weight.has_value();
   p.backward = at::GradMode::is_enabled();
   p.fits = &fit;
   BackendCall call(t.input);
@@ -510,9 +587,9 @@ FourTensors recurrence(const at::Tensor& input, const at::Tensor& h0, const Opti
                        peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias, numbers.vec()};
   const bool traced = input.key_set().has(c10::DispatchKey::Python);
   const auto by_layer = [&](const RecurrentCell& cell, const Steps* steps) -> FourTensors {
-    auto [y, h_n, c_n, gates, record] =
-        layer_op().call(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, zoneout_h, zoneout_c, batch_sizes,
-                        lengths, reverse, cells, false, numbers, memory_efficient);
+    auto [y, h_n, c_n, gates, record, normalised, statistics] = layer_op().call(
+        input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight,
+        norm_c_bias, batch_sizes, lengths, reverse, cells, false, numbers, memory_efficient);
     at::Tensor c = absent(input.options());
     if (cells && cell.has_c()) {
       // Rows of a batch that is not dense stand together at the record's beginning.
@@ -575,15 +652,18 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       recurrence);
   m.def(
       "recurrence_layer(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, "
-      "Tensor? b_hh, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? batch_sizes, "
-      "Tensor? lengths, bool reverse, bool cells, bool save_for_backward, int[] cell, "
-      "bool memory_efficient=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor gates, Tensor record)");
+      "Tensor? b_hh, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? norm_h, "
+      "Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor? batch_sizes, Tensor? lengths, bool reverse, "
+      "bool cells, bool save_for_backward, int[] cell, bool memory_efficient=False) -> (Tensor y, Tensor h_n, "
+      "Tensor c_n, Tensor gates, Tensor record, Tensor normalised, Tensor statistics)");
   m.def(
       "recurrence_layer_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_record, "
       "Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? peephole, Tensor? zoneout_h, "
-      "Tensor? zoneout_c, Tensor y, Tensor gates, Tensor record, Tensor? batch_sizes, Tensor? lengths, "
-      "bool reverse, bool[8] output_mask, int[] cell) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "
-      "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_peephole)");
+      "Tensor? zoneout_c, Tensor? norm_h, Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor y, Tensor gates, "
+      "Tensor record, Tensor normalised, Tensor statistics, Tensor? batch_sizes, Tensor? lengths, "
+      "bool reverse, bool[11] output_mask, int[] cell) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "
+      "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_peephole, "
+      "Tensor grad_norm_h, Tensor grad_norm_c_weight, Tensor grad_norm_c_bias)");
 }
 
 TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("recurrence", recurrence_autocast); }

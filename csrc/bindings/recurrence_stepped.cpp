@@ -6,8 +6,6 @@ namespace fastnn::bindings {
 
 namespace {
 
-constexpr double kNormEps = 1e-5;
-
 const auto& lstm_cell_op() {
   static const auto op =
       find_op<TwoTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
@@ -85,9 +83,10 @@ class CellStep {
       const auto [h, c] = lstm_cell_op().call(x, before.h, before.c, *t_.w_ih, t_.w_hh, t_.b_ih, t_.b_hh);
       return {h, c};
     }
-    const at::Tensor a = t_.norm_h.has_value() ? x + at::layer_norm(at::mm(before.h, t_.w_hh.t()),
-                                                                    {t_.w_hh.size(0)}, t_.norm_h, {}, kNormEps)
-                                               : at::addmm(x, before.h, t_.w_hh.t());
+    const at::Tensor a =
+        t_.norm_h.has_value()
+            ? x + at::layer_norm(at::mm(before.h, t_.w_hh.t()), {t_.w_hh.size(0)}, t_.norm_h, {}, kCellNormEps)
+            : at::addmm(x, before.h, t_.w_hh.t());
     // With a projection h's zoneout is of what is projected.
     const bool projects = t_.w_hr.has_value();
     const OptionalTensor d_inside = projects ? std::nullopt : d_h;
@@ -114,7 +113,7 @@ class CellStep {
       a_o =
           a_o + t_.peephole->select(0, t_.peephole->size(0) - 1) * (cell_.peephole_previous ? c_before : made);
     }
-    const at::Tensor seen = at::layer_norm(made, {H_}, t_.norm_c_weight, t_.norm_c_bias, kNormEps);
+    const at::Tensor seen = at::layer_norm(made, {H_}, t_.norm_c_weight, t_.norm_c_bias, kCellNormEps);
     return {activated(cell_.gate, a_o) * activated(cell_.output, seen), zoned_out(d_c, c_before, made)};
   }
 

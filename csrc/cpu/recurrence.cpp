@@ -2,8 +2,7 @@
 #include "../ops/recurrence.h"
 
 #include "dispatch.h"
-#include "recurrence_backward.h"
-#include "recurrence_forward.h"
+#include "recurrence_normalised.h"
 
 namespace fastnn::FASTNN_BACKEND {
 
@@ -12,10 +11,12 @@ namespace {
 template <typename Params, typename scalar_t, CellKind kKind, bool kPlain>
 struct Direction {
   using type = recurrence::Forward<scalar_t, kKind, kPlain>;
+  using normalised = recurrence::NormalisedForward<scalar_t>;
 };
 template <typename scalar_t, CellKind kKind, bool kPlain>
 struct Direction<RecurrenceBackwardParams, scalar_t, kKind, kPlain> {
   using type = recurrence::Backward<scalar_t, kKind, kPlain>;
+  using normalised = recurrence::NormalisedBackward<scalar_t>;
 };
 
 // f(Forward or Backward of the dtype and the cell).
@@ -25,7 +26,9 @@ Status with_recurrence(const Params& p, const F& f) {
     using scalar_t = typename decltype(scalar)::type;
     switch (p.in.cell.kind) {
       case CellKind::kLstm:
-        if (p.in.cell.is_plain_lstm()) {
+        if (p.norm.any()) {
+          f(typename Direction<Params, scalar_t, CellKind::kLstm, false>::normalised(p));
+        } else if (p.in.cell.is_plain_lstm()) {
           f(typename Direction<Params, scalar_t, CellKind::kLstm, true>::type(p));
         } else {
           f(typename Direction<Params, scalar_t, CellKind::kLstm, false>::type(p));

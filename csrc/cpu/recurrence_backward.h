@@ -96,7 +96,7 @@ class Backward {
     });
   }
 
- private:
+ protected:
   // Whether a state's gradient has a part that no product gives.
   bool has_carried() const { return !kPlain && (kKind == CellKind::kGru || kReset || cell_.zoneout_h); }
   bool has_peephole() const { return !kPlain && kKind == CellKind::kLstm && p_.grad_peephole != nullptr; }
@@ -217,36 +217,52 @@ class Backward {
   }
 
   void differentiate_lstm(const Cell& at, int64_t step, const V& grad_h, acc_t* of_step) const {
-    LstmFormula<M, kPlain> formula{cell_};
-    if constexpr (!kPlain) load_peephole<scalar_t>(cell_, p_.peephole, s_.H, at.unit, at.count, formula.p);
-    const int64_t skipped = kPlain ? 0 : 4 - cell_.gates();
-    typename LstmFormula<M, kPlain>::Values v;
-    for (int64_t k = skipped; k < 4; ++k) v.gates[k] = gate(at, k - skipped);
-    if (!kPlain && cell_.coupled) v.gates[0] = V(1) - v.gates[1];
-    v.c = before(at, step, p_.record, p_.c0);
-    V grad_c = V::loadu(grad_c_ + at.state) + of_row(at, p_.grad_c), old(0);
-    if (!kPlain && cell_.zoneout_c) {
-      formula.make_c(v);
-      grad_c =
-          zoneout_backward(true, load_share<scalar_t>(p_.zoneout_c, at.row, at.unit, at.count), grad_c, old);
-    } else {
-      v.c_made = of_row(at, p_.record);
-      formula.squash(v);
-    }
+    const auto formula = formula_at(at);
+    V old(0);
+    auto v = values_at(at, step, formula);
+    const V grad_c = grad_c_at(at, old);
     const auto grads = formula.backward(v, grad_h, grad_c);
     (kPlain ? grads.c : grads.c + old).store(grad_c_ + at.state);
+    const int64_t skipped = first_gate();
     for (int64_t k = skipped; k < 4; ++k) {
       store_gate(at, k - skipped, grads.gates[k]);
       store_product(at, k - skipped, grads.gates[k], of_step);
     }
-    if (has_peephole()) {
-      for (int64_t k = skipped; k < 4; ++k) {
-        if (k == 2) continue;
-        acc_t* const sum = grad_peephole_ + (k == 3 ? 2 : k) * plan_.units + at.unit;
-        (V::loadu(sum) + grads.p[k == 3 ? 2 : k]).store(sum);
-      }
-    }
+    add_peephole(at, grads.p);
   }
+
+  // Of an LSTM: gates in the formula's order that the cell has not.
+  int64_t first_gate() const { return kPlain ? 0 : 4 - cell_.gates(); }
+  auto formula_at(const Cell& at) const {
+    LstmFormula<M, kPlain> formula{cell_};
+    if constexpr (!kPlain) load_peephole<scalar_t>(cell_, p_.peephole, s_.H, at.unit, at.count, formula.p);
+    return formula;
+  }
+  typename LstmFormula<M, kPlain>::Values values_at(const Cell& at, int64_t step,
+                                                    const LstmFormula<M, kPlain>& formula) const {
+    typename LstmFormula<M, kPlain>::Values v;
+    for (int64_t k = first_gate(); k < 4; ++k) v.gates[k] = gate(at, k - first_gate());
+    if (!kPlain && cell_.coupled) v.gates[0] = V(1) - v.gates[1];
+    v.c = before(at, step, p_.record, p_.c0);
+    if (!kPlain && cell_.zoneout_c) {
+      formula.make_c(v);
+    } else {
+      v.c_made = of_row(at, p_.record);
+      formula.squash(v);
+    }
+    return v;
+  }
+  // The gradient of c_made from the state after it; `old` is that of the state before by zoneout.
+  V grad_c_at(const Cell& at, V& old) const {
+    const V grad_c = V::loadu(grad_c_ + at.state) + of_row(at, p_.grad_c);
+    if (kPlain || !cell_.zoneout_c) return grad_c;
+    return zoneout_backward(true, load_share<scalar_t>(p_.zoneout_c, at.row, at.unit, at.count), grad_c, old);
+  }
+  void add_peephole(const Cell& at, const V (&p)[3]) const {
+    if (!has_peephole()) return;
+    for (int64_t k = cell_.coupled; k < 3; ++k) add_to(grad_peephole_ + k * plan_.units + at.unit, p[k]);
+  }
+  static void add_to(acc_t* sum, const V& value) { (V::loadu(sum) + value).store(sum); }
 
   // sums_ holds the gradients of r * h.
   void differentiate_reset(const Cell& at, int64_t step, acc_t* of_step) const {

@@ -71,7 +71,7 @@ class Forward {
     });
   }
 
- private:
+ protected:
   bool is_used(acc_t* const* buffer) const {
     if (buffer == &c_) return cell_.has_c();
     if (buffer == &z_ || buffer == &reset_h_) return kReset;
@@ -245,23 +245,30 @@ class Forward {
   }
 
   void step_lstm(const Cell& at, int64_t step, const acc_t* products) const {
-    LstmFormula<M, kPlain> formula{cell_};
-    if constexpr (!kPlain) load_peephole<scalar_t>(cell_, p_.peephole, s_.H, at.unit, at.count, formula.p);
-    V a[4];
+    V a[4], c;
     const int64_t skipped = kPlain ? 0 : 4 - cell_.gates();
     for (int64_t k = skipped; k < 4; ++k) a[k] = V::loadu(products + (k - skipped) * L) + gate(at, k - skipped);
+    const auto v = activate_lstm(at, a, c);
+    finish(at, step, v.gates[3] * v.squashed, c);
+  }
+
+  // From pre-activations to what a cell keeps of the step, but h; c is its state afterwards.
+  auto activate_lstm(const Cell& at, const V (&a)[4], V& c) const {
+    LstmFormula<M, kPlain> formula{cell_};
+    if constexpr (!kPlain) load_peephole<scalar_t>(cell_, p_.peephole, s_.H, at.unit, at.count, formula.p);
     typename LstmFormula<M, kPlain>::Values v;
     formula.activate_gates(a, V::loadu(c_ + at.state), v);
-    V c = v.c_made;
+    c = v.c_made;
     if (!kPlain && cell_.zoneout_c) {
       c = zoned_out(true, load_share<scalar_t>(p_.zoneout_c, at.row, at.unit, at.count), v.c, v.c_made);
     }
     c.store(c_ + at.state);
     save_record(at, c);
     if (p_.save) {
+      const int64_t skipped = kPlain ? 0 : 4 - cell_.gates();
       for (int64_t k = skipped; k < 4; ++k) save(at, k - skipped, v.gates[k]);
     }
-    finish(at, step, v.gates[3] * v.squashed, c);
+    return v;
   }
 
   void step_gru(const Cell& at, int64_t step, const acc_t* products) const {

@@ -5,6 +5,9 @@
 //
 //   LSTM, RNN   a = gates_t + W_hh h_{t-1}
 //   GRU         a_r, a_z likewise; x_n = gates_t, u_n = W_hn h_{t-1} + b_n
+//   LSTM with normalised products (Ba et al. 2016): a = gates_t + gain * norm(W_hh h_{t-1}) over all G H of a
+//   row,
+//               and h = o * output(gain * norm(c_t) + bias); norm(u) = (u - mean) / sqrt(variance + 1e-5)
 //   reset       W_hh has the blocks r, z, n (z only where z_sees_h); that of n multiplies r * h_{t-1}
 //
 // Samples may differ in length. Rows of the sequence's tensors are steps of samples, in any order that the
@@ -36,6 +39,17 @@ struct Recurrence {
   const int64_t* state_rows;   // [N]: of the states before and after
 };
 
+// LSTM's gains and biases; null pointers: what they belong to is not normalised.
+struct CellNorm {
+  const void* h_weight = nullptr;  // [G H]
+  const void* c_weight = nullptr;  // [H]
+  const void* c_bias = nullptr;    // [H]; may be null by itself
+  bool any() const { return h_weight != nullptr || c_weight != nullptr; }
+};
+inline constexpr double kCellNormEps = 1e-5;
+// Of a row: 1 / sqrt(variance + eps) of the products; mean, and the like, of c.
+inline constexpr int64_t kCellStatistics = 3;
+
 // All tensors are dense. Rows that no sample has are neither read nor written.
 struct RecurrenceForwardParams {
   Recurrence in;
@@ -44,15 +58,18 @@ struct RecurrenceForwardParams {
   const void* peephole;  // LSTM: [3, H] of i, f, o; coupled: [2, H] of f, o; null without
   CellBlock zoneout_h;   // d of each row [rows, H], or of all [H] with pitch 0; null without
   CellBlock zoneout_c;   // likewise
-  const void* h0;        // [N, H]
-  const void* c0;        // [N, H]; null of cells without c
-  void* gates;           // [rows, G H]; before: x W_ih^T + biases; after, where `save`: activated
-  void* y;               // [rows, H]
-  void* record;     // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
-  bool save;        // for backward
-  void* h_n;        // [N, H]
-  void* c_n;        // [N, H]; null of cells without c
-  void* workspace;  // recurrence_forward_workspace() bytes, aligned to 64
+  CellNorm norm;
+  const void* h0;  // [N, H]
+  const void* c0;  // [N, H]; null of cells without c
+  void* gates;     // [rows, G H]; before: x W_ih^T + biases; after, where `save`: activated
+  void* y;         // [rows, H]
+  void* record;    // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
+  bool save;       // for backward
+  void* normalised;  // [rows, G H]: norm(W_hh h); with `save` and norm.h_weight, else null
+  void* statistics;  // [rows, kCellStatistics] of the accumulation type; with `save` and norm, else null
+  void* h_n;         // [N, H]
+  void* c_n;         // [N, H]; null of cells without c
+  void* workspace;   // recurrence_forward_workspace() bytes, aligned to 64
 };
 
 struct RecurrenceBackwardParams {
@@ -61,27 +78,35 @@ struct RecurrenceBackwardParams {
   const void* peephole;  // as forward's
   CellBlock zoneout_h;   // as forward's
   CellBlock zoneout_c;   // as forward's
-  const void* h0;        // [N, H]
-  const void* c0;        // [N, H]; null of cells without c
-  const void* y;         // [rows, H]
-  const void* gates;     // [rows, G H], as forward left them
-  const void* record;    // [rows, H], as forward left it; null of RNN
-  const void* grad_y;    // [rows, H]; null for 0
-  const void* grad_c;    // [rows, H], of every c_t; null for 0
-  const void* grad_h_n;  // [N, H]; null for 0
-  const void* grad_c_n;  // [N, H]; null for 0
-  void* grad_gates;      // [rows, G H]: of what forward found there
-  void* grad_u_n;        // GRU: [rows, H]; null of others
-  void* grad_h0;         // [N, H]
-  void* grad_c0;         // [N, H]; null of cells without c
-  void* grad_peephole;   // as peephole; null where not wanted
-  void* workspace;       // recurrence_backward_workspace() bytes, aligned to 64
+  CellNorm norm;
+  const void* h0;            // [N, H]
+  const void* c0;            // [N, H]; null of cells without c
+  const void* y;             // [rows, H]
+  const void* gates;         // [rows, G H], as forward left them
+  const void* record;        // [rows, H], as forward left it; null of RNN
+  const void* normalised;    // as forward left it
+  const void* statistics;    // as forward left it
+  const void* grad_y;        // [rows, H]; null for 0
+  const void* grad_c;        // [rows, H], of every c_t; null for 0
+  const void* grad_h_n;      // [N, H]; null for 0
+  const void* grad_c_n;      // [N, H]; null for 0
+  void* grad_gates;          // [rows, G H]: of what forward found there
+  void* grad_u_n;            // GRU: [rows, H]; null of others
+  void* grad_h0;             // [N, H]
+  void* grad_c0;             // [N, H]; null of cells without c
+  void* grad_peephole;       // as peephole; null where not wanted
+  void* grad_products;       // [rows, G H], of W_hh h; with norm.h_weight, else null
+  void* grad_norm_h;         // [G H]; with norm.h_weight, else null
+  void* grad_norm_c_weight;  // [H]; with norm.c_weight, else null
+  void* grad_norm_c_bias;    // [H]; with norm.c_weight, else null
+  void* workspace;           // recurrence_backward_workspace() bytes, aligned to 64
 };
 
 // Whether a backend has a kernel for it: on a GPU, whether the weights fit on the chip. Otherwise the cell is
 // stepped over time.
 struct RecurrenceFitsParams {
   Recurrence in;
+  bool normalised;
   bool backward;
   bool* fits;
 };

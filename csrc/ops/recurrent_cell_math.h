@@ -1,7 +1,8 @@
 // The formulas of ops/recurrent_cell.h, once for every backend and for derivatives of every order.
 //
-// S is a number or a vector of them. M is how a backend computes with it: number(double), sigmoid, tanh, softsign,
-// abs, clamp(x, low, high) (which keeps NaN) and within(x, low, high), 1 where low < x < high and 0 elsewhere.
+// S is a number or a vector of them. M is how a backend computes with it: number(double), sigmoid, tanh,
+// softsign, abs, clamp(x, low, high) (which keeps NaN) and within(x, low, high), 1 where low < x < high and 0
+// elsewhere.
 //
 // Each stage has forward and backward, the gradient of a scalar function of its inputs. Its derivative in a
 // direction is that function on dual numbers: the Hessian is symmetric, so the tangent of backward is the
@@ -127,7 +128,9 @@ struct LstmFormula {
   S p[3]{};  // p_i, p_f, p_o
 
   FASTNN_HOST_DEVICE GateActivation gate() const { return kPlain ? GateActivation::kSigmoid : cell.gate; }
-  FASTNN_HOST_DEVICE GateActivation candidate() const { return kPlain ? GateActivation::kTanh : cell.candidate; }
+  FASTNN_HOST_DEVICE GateActivation candidate() const {
+    return kPlain ? GateActivation::kTanh : cell.candidate;
+  }
   FASTNN_HOST_DEVICE GateActivation output() const { return kPlain ? GateActivation::kTanh : cell.output; }
   FASTNN_HOST_DEVICE bool coupled() const { return !kPlain && cell.coupled; }
   FASTNN_HOST_DEVICE bool peephole() const { return !kPlain && cell.peephole; }
@@ -160,10 +163,15 @@ struct LstmFormula {
   };
   // Given those of c_made and of h'.
   FASTNN_HOST_DEVICE Grads backward(const Values& v, const S& grad_h, const S& grad_c) const {
-    const S &i = v.gates[0], &f = v.gates[1], &g = v.gates[2], &o = v.gates[3];
+    const S &o = v.gates[3], of_output = grad_h * v.squashed * slope<M>(gate(), o);
+    return backward_of_c(v, of_output, grad_c + grad_h * o * slope<M>(output(), v.squashed));
+  }
+  // Given those of the output gate's pre-activation and of c_made by all ways but that gate's peephole.
+  FASTNN_HOST_DEVICE Grads backward_of_c(const Values& v, const S& of_output, const S& of_c) const {
+    const S &i = v.gates[0], &f = v.gates[1], &g = v.gates[2];
     Grads r{};
-    r.gates[3] = grad_h * v.squashed * slope<M>(gate(), o);
-    S dc = grad_c + grad_h * o * slope<M>(output(), v.squashed);
+    r.gates[3] = of_output;
+    S dc = of_c;
     if (peephole() && !cell.peephole_previous) dc = dc + p[2] * r.gates[3];
     r.gates[1] = dc * (coupled() ? v.c - g : v.c) * slope<M>(gate(), f);
     if (!coupled()) r.gates[0] = dc * g * slope<M>(gate(), i);
@@ -204,12 +212,13 @@ struct GruFormula {
   };
   FASTNN_HOST_DEVICE Grads backward(const Values& v, const S& grad_h) const {
     const S dn = grad_h * (S(1) - v.z) * slope<M>(cell.candidate, v.n);
-    return {dn * v.u_n * slope<M>(cell.gate, v.r), grad_h * (v.h - v.n) * slope<M>(cell.gate, v.z), dn, dn * v.r,
-            grad_h * v.z};
+    return {dn * v.u_n * slope<M>(cell.gate, v.r), grad_h * (v.h - v.n) * slope<M>(cell.gate, v.z), dn,
+            dn * v.r, grad_h * v.z};
   }
 };
 
-// ---- cells that reset before the product -----------------------------------------------------------------------
+// ---- cells that reset before the product
+// -----------------------------------------------------------------------
 
 template <typename M>
 struct BlendFormula {
@@ -239,7 +248,8 @@ struct CellFormula<M, CellStage::kLstm> {
   using S = typename M::Number;
   static constexpr int kInputs = 11, kGrads = 9, kOutputs = 2;
 
-  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs], S (&out)[kOutputs]) {
+  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs],
+                                         S (&out)[kOutputs]) {
     const LstmFormula<M, false> formula{cell, {in[5], in[6], in[7]}};
     typename LstmFormula<M, false>::Values v;
     formula.activate_gates({in[0], in[1], in[2], in[3]}, in[4], v);
@@ -267,7 +277,8 @@ struct CellFormula<M, CellStage::kGru> {
   using S = typename M::Number;
   static constexpr int kInputs = 8, kGrads = 7, kOutputs = 1;
 
-  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs], S (&out)[kOutputs]) {
+  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs],
+                                         S (&out)[kOutputs]) {
     const GruFormula<M> formula{cell};
     const auto v = formula.activate_gates(in[0] + in[3], in[1] + in[4], in[2], in[5], in[6]);
     out[0] = zoned_out(cell.zoneout_h, in[7], in[6], formula.made(v));
@@ -291,7 +302,8 @@ struct CellFormula<M, CellStage::kRnn> {
   using S = typename M::Number;
   static constexpr int kInputs = 3, kGrads = 2, kOutputs = 1;
 
-  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs], S (&out)[kOutputs]) {
+  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs],
+                                         S (&out)[kOutputs]) {
     out[0] = zoned_out(cell.zoneout_h, in[2], in[1], activate<M>(cell.candidate, in[0]));
   }
   static FASTNN_HOST_DEVICE void backward(const RecurrentCell& cell, const S (&in)[kInputs],
@@ -307,7 +319,8 @@ struct CellFormula<M, CellStage::kReset> {
   using S = typename M::Number;
   static constexpr int kInputs = 3, kGrads = 3, kOutputs = 2;
 
-  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs], S (&out)[kOutputs]) {
+  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs],
+                                         S (&out)[kOutputs]) {
     out[0] = activate<M>(cell.gate, in[0]) * in[2];
     out[1] = activate<M>(cell.gate, in[1]);
   }
@@ -325,7 +338,8 @@ struct CellFormula<M, CellStage::kBlend> {
   using S = typename M::Number;
   static constexpr int kInputs = 4, kGrads = 3, kOutputs = 1;
 
-  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs], S (&out)[kOutputs]) {
+  static FASTNN_HOST_DEVICE void forward(const RecurrentCell& cell, const S (&in)[kInputs],
+                                         S (&out)[kOutputs]) {
     const S made = BlendFormula<M>{cell}.made(activate<M>(cell.candidate, in[0]), in[1], in[2]);
     out[0] = zoned_out(cell.zoneout_h, in[3], in[2], made);
   }
