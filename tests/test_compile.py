@@ -55,37 +55,34 @@ def recurrence_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     h, c, x, rows = t(2, 3), t(2, 3), t(5, 2, 4), t(7, 4)
     lengths, batch_sizes = torch.tensor([3, 5]), torch.tensor([2, 2, 2, 1])
     layers = {
-        "lstm": (x, c, 12, 12, (None, None, None), (None, lengths, True, True, True, LSTM)),
-        "coupled": (rows, c, 9, 9, (t(2, 3), t(7, 3), t(3)), (batch_sizes, None, False, False, True, COUPLED)),
-        "gru": (x, None, 9, 9, (None, None, None), (None, None, False, False, True, GRU)),
-        "rnn": (x, None, 3, 3, (None, t(5, 2, 3), None), (None, None, True, False, False, RNN)),
-        "mut1": (t(5, 2, 9), None, None, 6, (None, None, None), (None, lengths, False, False, True, MUT1)),
+        "lstm": (x, c, 12, 12, {}, (None, lengths, True, True, True, LSTM)),
+        "norms": (x, c, 12, 12, {"norms": (t(12), t(3), t(3))}, (None, None, False, False, True, LSTM)),
+        "coupled": (
+            *(rows, c, 9, 9, {"peephole": t(2, 3), "zoneouts": (t(7, 3), t(3))}),
+            (batch_sizes, None, False, False, True, COUPLED),
+        ),
+        "gru": (x, None, 9, 9, {}, (None, None, False, False, True, GRU)),
+        "rnn": (x, None, 3, 3, {"zoneouts": (t(5, 2, 3), None)}, (None, None, True, False, False, RNN)),
+        "mut1": (t(5, 2, 9), None, None, 6, {}, (None, lengths, False, False, True, MUT1)),
     }
-    for name, (
-        input,
-        c0,
-        w_ih,
-        w_hh,
-        (peephole, d_h, d_c),
-        (sizes, lens, reverse, cells, save, cell),
-    ) in layers.items():
+    for name, (input, c0, w_ih, w_hh, given, (sizes, lens, reverse, cells, save, cell)) in layers.items():
         w_ih, b_ih = (None, None) if w_ih is None else (t(w_ih, 4), t(w_ih))
-        zoneouts = [None if d is None else d.detach().sigmoid() for d in (d_h, d_c)]
-        arguments = (input, h, c0, w_ih, t(w_hh, 3), b_ih, None, peephole, *zoneouts, sizes, lens, reverse, cells)
-        calls[f"recurrence_layer-{name}"] = (ops.recurrence_layer.default, (*arguments, save, cell))
-        whole = (*arguments[:7], None, peephole, *zoneouts, None, None, None, sizes, lens, reverse, False, cell)
+        zoneouts = [None if d is None else d.detach().sigmoid() for d in given.get("zoneouts", (None, None))]
+        peephole, norms = given.get("peephole"), given.get("norms", (None, None, None))
+        weights = (input, h, c0, w_ih, t(w_hh, 3), b_ih, None)
+        arguments = (*weights, peephole, *zoneouts, *norms, sizes, lens, reverse)
+        calls[f"recurrence_layer-{name}"] = (ops.recurrence_layer.default, (*arguments, cells, save, cell))
+        whole = (*weights, None, *arguments[7:], False, cell)
         calls[f"recurrence-{name}"] = (ops.recurrence.default, whole)
         if not save:
             continue
         plain = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
-        y, h_n, _, gates, record = ops.recurrence_layer(*plain, True, cell)
-        masks = [True, c0 is None, c0 is not None, w_ih is not None, True, False, cell is GRU, peephole is not None]
+        y, h_n, _, *saved = ops.recurrence_layer(*plain, cells, True, cell)
+        masks = [True, c0 is None, c0 is not None, w_ih is not None, True, False, cell is GRU]
+        masks += [a is not None for a in (peephole, *norms)]
         calls[f"recurrence_layer_backward-{name}"] = (
             ops.recurrence_layer_backward.default,
-            (
-                *(y, None if c0 is None else h_n, None, None, *plain[:5], *plain[7:10], y, gates, record),
-                *(sizes, lens, reverse, masks, cell),
-            ),
+            (y, None if c0 is None else h_n, None, None, *plain[:5], *plain[7:13], y, *saved, *plain[13:], masks, cell),
         )
     stages = {  # a, u, c, h, peephole
         "lstm": (0, LSTM, (t(2, 12), None, c, h, t(3, 3))),
