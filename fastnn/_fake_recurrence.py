@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.library import register_fake
 
-from fastnn._fake import _empty, _wanted
+from fastnn._fake import _accumulation_type, _empty, _wanted
 
 _LSTM, _GRU, _RNN, _RESET = range(4)
 
@@ -57,8 +56,7 @@ def _recurrence_layer(
 
 
 def _statistics(wanted: bool, rows: int, input: Tensor) -> Tensor:
-    dtype = torch.float32 if input.dtype in (torch.bfloat16, torch.float16) else input.dtype
-    return _wanted(wanted, (rows, 3), input).to(dtype if wanted else input.dtype)
+    return _wanted(wanted, (rows, 3), input, dtype=_accumulation_type(input.dtype))
 
 
 @register_fake("fastnn::recurrence_layer_backward")

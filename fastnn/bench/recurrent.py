@@ -1,4 +1,4 @@
-"""LSTMs: one step, and whole sequences."""
+"""Recurrent networks: one step, and whole sequences."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ class Recurrence(Layer):
 
     op: ClassVar[str] = "lstm"
     amplifies: ClassVar[bool] = True
+    layer: ClassVar[type[nn.RNNBase]] = nn.LSTM
+    gates: ClassVar[int] = 4
+    # Numbers of a step and unit that backward cannot do without, and states.
+    kept: ClassVar[int] = 5
+    states: ClassVar[int] = 2
     batch: int
     time: int
     hidden: int
@@ -83,27 +88,28 @@ class Recurrence(Layer):
 
     def make(self) -> nn.Module:
         """See the class."""
-        return nn.LSTM(self.hidden, self.hidden, bidirectional=self.bidirectional)
+        return self.layer(self.hidden, self.hidden, bidirectional=self.bidirectional)
 
     def make_inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """See the class."""
-        sizes = ((self.time, self.batch, self.hidden), *[(1 + self.bidirectional, self.batch, self.hidden)] * 2)
+        state = (1 + self.bidirectional, self.batch, self.hidden)
+        sizes = ((self.time, self.batch, self.hidden), *[state] * self.states)
         return tuple(torch.randn(size, device=device, dtype=dtype, requires_grad=True) for size in sizes)
 
     def call(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """See the class."""
-        x, h, c = inputs
-        y, (h, c) = layer(x, (h, c))
-        return y, h, c
+        x, *states = inputs
+        y, last = layer(x, tuple(states) if self.states > 1 else states[0])
+        return (y, *last) if self.states > 1 else (y, last)
 
     def cost(self, direction: str, size: int) -> Cost:
         """See the class."""
         directions = 1 + self.bidirectional
         step = self.batch * self.hidden
-        x, y, states = self.time * step, directions * self.time * step, 2 * directions * step
-        weights, biases = directions * 8 * self.hidden**2, directions * 8 * self.hidden
-        # Of every step the gates, and the cell's state, which is no output.
-        kept, flops = 5 * y, 2 * y * 8 * self.hidden
+        x, y, states = self.time * step, directions * self.time * step, self.states * directions * step
+        weights = directions * 2 * self.gates * self.hidden**2
+        biases = directions * 2 * self.gates * self.hidden
+        kept, flops = self.kept * y, 2 * y * 2 * self.gates * self.hidden
         if direction == "backward":
             read = y + states + x + states + y + kept + weights
             return Cost((read + x + states + weights + biases) * size, 2 * flops)
@@ -113,8 +119,30 @@ class Recurrence(Layer):
     @property
     def terms(self) -> int:
         """See the class."""
-        return max(4 * self.hidden, self.batch * self.time)
+        return max(self.gates * self.hidden, self.batch * self.time)
 
     def reduced(self) -> Layer:
         """See the class."""
         return replace(self, time=min(self.time, 48))
+
+
+@dataclass(frozen=True)
+class GruRecurrence(Recurrence):
+    """A one-layer GRU over a sequence."""
+
+    op: ClassVar[str] = "gru"
+    layer: ClassVar[type[nn.RNNBase]] = nn.GRU
+    gates: ClassVar[int] = 3
+    kept: ClassVar[int] = 4
+    states: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class RnnRecurrence(Recurrence):
+    """A one-layer network of tanh over a sequence."""
+
+    op: ClassVar[str] = "rnn"
+    layer: ClassVar[type[nn.RNNBase]] = nn.RNN
+    gates: ClassVar[int] = 1
+    kept: ClassVar[int] = 0
+    states: ClassVar[int] = 1

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fastnn.bench.layers import Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
-from fastnn.bench.recurrent import Cell, Recurrence
+from fastnn.bench.recurrent import Cell, GruRecurrence, Recurrence, RnnRecurrence
 
 SUITES = {
     **{name: f"the distinct layers of {name}: convolution, max pooling, batch norm" for name in NETWORKS},
-    "lstm": "LSTM cells and sequences",
+    "lstm": "LSTM cells; LSTM, GRU and RNN sequences",
     "pool": "max pooling: overlapping and not, large and small planes",
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
     "fused": "batch norm with a ReLU, and with a residual before it, against torch's layers one after the other",
@@ -25,7 +25,8 @@ SUITES = {
 }
 DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "digits", "lstm", "pool", "norm", "fused", "models")
 QUICK = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "norm", "models")
-TF32_OPS = ("conv2d", "lstm_cell", "lstm", "network")  # tf32 is a way to multiply matrices: the others have none
+# tf32 is a way to multiply matrices: the others have none.
+TF32_OPS = ("conv2d", "lstm_cell", "lstm", "gru", "rnn", "network")
 
 
 class Row(NamedTuple):
@@ -161,6 +162,11 @@ def _lstm(batch: int) -> list[Layer]:
         Recurrence(16, 1024, 768),
         Recurrence(32, 500, 320, bidirectional=True),
         Recurrence(1, 100, 128),
+        GruRecurrence(64, 128, 512),
+        GruRecurrence(16, 100, 128),
+        GruRecurrence(1, 100, 128),
+        RnnRecurrence(64, 128, 512),
+        RnnRecurrence(1, 100, 128),
     ]
 
 
