@@ -70,7 +70,7 @@ def test_both_trainings_end_to_end(tmp_path: Path, prose: str, capsys: pytest.Ca
     assert list(results["trainings"]["images"]["layers"]) == [
         "conv1", "norm1", "conv2", "norm2", "pool2", "conv3", "norm3", "pool3",
     ]  # fmt: skip
-    assert list(results["trainings"]["text"]["layers"]) == ["cell"]
+    assert list(results["trainings"]["text"]["layers"]) == ["recurrent"]
     assert min(side["held-out accuracy"][-1] for side in results["trainings"]["images"]["sides"].values()) >= 0.97
     for words in (
         "initial loss",
@@ -94,6 +94,36 @@ def test_fastnn_alone_on_the_shortest_text(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "text.png").read_bytes().startswith(PNG_SIGNATURE)
     assert not (tmp_path / "images.png").exists()
     assert "fastnn vs torch" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cell", "sides"), [("gru", {"torch", "fastnn"}), ("peephole", {"fastnn"}), ("mut1", {"fastnn"})]
+)
+def test_other_cells(cell: str, sides: set[str], tmp_path: Path, prose: str):
+    assert run("text", "--cell", cell, "--epochs", "2", "--text", prose, "--out", str(tmp_path)) == 0
+    measured = results_in(tmp_path)["trainings"]["text"]
+    assert set(measured["sides"]) == sides
+    assert measured["title"].startswith(f"{cell}, ")
+
+
+def test_cells_are_compared(tmp_path: Path, prose: str, capsys: pytest.CaptureFixture[str]):
+    assert run("text", "--compare-cells", "--epochs", "2", "--text", prose, "--out", str(tmp_path)) == 0
+    results = results_in(tmp_path)
+    assert results["trainings"] == {}
+    cells = results["cells"]["cells"]
+    assert list(cells) == list(demo.CELLS)
+    for measured in cells.values():
+        assert measured["final_loss"] < measured["losses"][0]
+        assert len(measured["held-out accuracy"]) == 2
+    assert cells["coupled"]["parameters"] < cells["lstm"]["parameters"] < cells["peephole"]["parameters"]
+    assert (tmp_path / "cells.png").read_bytes().startswith(PNG_SIGNATURE)
+    printed = capsys.readouterr().out
+    assert all(f"│ {cell} " in printed for cell in demo.CELLS)
+
+
+def test_one_cell_or_all():
+    with pytest.raises(SystemExit):
+        run("text", "--cell", "gru", "--compare-cells")
 
 
 def test_layers_come_from_the_namespace():
@@ -120,12 +150,12 @@ def test_both_sides_start_alike(make):
 
 
 def test_different_weights_are_noticed(monkeypatch: pytest.MonkeyPatch):
-    class Shifted(fastnn.nn.LSTMCell):
+    class Shifted(fastnn.nn.LSTM):
         def reset_parameters(self) -> None:
             super().reset_parameters()
-            torch.nn.init.zeros_(self.weight_hh)
+            torch.nn.init.zeros_(self.weight_hh_l0)
 
-    replace_fastnn(monkeypatch, LSTMCell=Shifted)
+    replace_fastnn(monkeypatch, LSTM=Shifted)
     with pytest.raises(RuntimeError, match="different weights from the same seed"):
         text.make_sides(("torch", "fastnn"), 11, CPU, 0)
 
@@ -163,12 +193,12 @@ def replace_fastnn(monkeypatch: pytest.MonkeyPatch, **layers: type) -> None:
 def test_a_wrong_layer_is_drift(
     tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    class Wrong(fastnn.nn.LSTMCell):
-        def forward(self, input, hx):
-            h, c = super().forward(input, hx)
-            return h, 0.99 * c
+    class Wrong(fastnn.nn.LSTM):
+        def forward(self, input, hx=None):
+            output, (h, c) = super().forward(input, hx)
+            return output, (h, 0.9 * c)
 
-    replace_fastnn(monkeypatch, LSTMCell=Wrong)
+    replace_fastnn(monkeypatch, LSTM=Wrong)
     assert run("text", "--epochs", "1", "--text", prose, "--out", str(tmp_path)) == 1
     err = capsys.readouterr().err
     assert "FAILED: text: the losses of torch and fastnn differ by" in err
@@ -224,6 +254,8 @@ def test_a_network_that_does_not_learn_fails_its_habits(monkeypatch: pytest.Monk
         (["--epochs", "-3"], "--epochs must be at least 1, got -3"),
         (["--seed", "-1"], "--seed must lie between 0 and 2**32 - 1, got -1"),
         (["images", "--text", "x"], "--text has no meaning for the images training"),
+        (["images", "--cell", "gru"], "--cell has no meaning for the images training"),
+        (["images", "--compare-cells"], "--compare-cells has no meaning for the images training"),
         (["--text", "{tmp}/nowhere.txt"], "nowhere.txt: No such file or directory"),
         (["--text", "{tmp}"], "Is a directory"),
         (["--text", "{tmp}/empty"], "empty is empty; the text training needs at least 8320"),

@@ -2,7 +2,8 @@
 
 Both networks are written once and take their layers from a namespace, ``torch.nn`` or ``fastnn.nn``. The two
 sides start from the same seed and see the same batches, one step of one and then one step of the other, so
-that losses can be compared step by step and times are fair on a machine that does other work as well.
+that losses can be compared step by step and times are fair on a machine that does other work as well. With
+``--compare-cells`` the sides are fastnn's recurrent layers instead, one trained after the other.
 
 Nothing heavy is imported until :func:`run` is called, so the command line stays quick.
 """
@@ -22,9 +23,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from fastnn.demo.training import Outcome
+    from fastnn.demo.training import CellComparison, Outcome
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["CELLS", "add_arguments", "run"]
+
+CELLS = ("lstm", "gru", "rnn", "peephole", "coupled", "mut1", "mut2", "mut3")
+"""The recurrent layers that the text training can have; torch has the first three."""
 
 SUCCESS, FAILED, USAGE_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -53,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-compare", action="store_true", help="train with fastnn's layers alone")
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text to learn (default: Python's standard library)")
+    cells = parser.add_mutually_exclusive_group()
+    cells.add_argument("--cell", choices=CELLS, help="recurrent layer of the text training (default: lstm)")
+    cells.add_argument(
+        "--compare-cells", action="store_true", help="train the text on each of these layers and compare them instead"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and samples (default: 0)")
 
 
@@ -87,8 +96,11 @@ def _run(args: argparse.Namespace) -> list[str]:
         raise DemoError(f"--epochs must be at least 1, got {args.epochs}")
     if not 0 <= args.seed < 2**32:
         raise DemoError(f"--seed must lie between 0 and 2**32 - 1, got {args.seed}")
-    if args.text is not None and args.training == "images":
-        raise DemoError("--text has no meaning for the images training")
+    if args.training == "images":
+        given = {"--text": args.text, "--cell": args.cell, "--compare-cells": args.compare_cells}
+        for option, value in given.items():
+            if value:
+                raise DemoError(f"{option} has no meaning for the images training")
     device = _device(args.device)
     corpus = None
     if args.training != "images":
@@ -106,13 +118,16 @@ def _run(args: argparse.Namespace) -> list[str]:
     sides = ("fastnn",) if args.no_compare else ("torch", "fastnn")
     started = time.perf_counter()
     outcomes: list[Outcome] = []
+    comparison: CellComparison | None = None
     with _full_float32(device):
         if args.training in ("images", "all"):
             from fastnn.demo import images
 
             outcomes.append(images.train(console, sides, device, args.seed, args.epochs))
-        if corpus is not None:
-            outcomes.append(text.train(console, sides, device, args.seed, args.epochs, corpus))
+        if corpus is not None and args.compare_cells:
+            comparison = text.compare_cells(console, device, args.seed, args.epochs, corpus)
+        elif corpus is not None:
+            outcomes.append(text.train(console, sides, device, args.seed, args.epochs, corpus, args.cell or "lstm"))
     elapsed = time.perf_counter() - started
 
     machine = describe_machine(device)
@@ -123,12 +138,20 @@ def _run(args: argparse.Namespace) -> list[str]:
         "machine": machine,
         "trainings": {outcome.name: outcome.as_dict() for outcome in outcomes},
     }
+    if comparison is not None:
+        results["cells"] = comparison.as_dict()
+        written.append(report.save_cells_png(comparison, machine, out))
     written.append(out / "results.json")
     written[-1].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    console.print()
-    console.print(report.table(outcomes, machine))
+    if outcomes:
+        console.print()
+        console.print(report.table(outcomes, machine))
+    if comparison is not None:
+        console.print()
+        console.print(report.cells_table(comparison, machine))
     console.print(f"{elapsed:.0f} s in all. Written: " + ", ".join(str(path) for path in written), soft_wrap=True)
-    return [f"{outcome.name}: {failure}" for outcome in outcomes for failure in outcome.failures]
+    failures = [f"{outcome.name}: {failure}" for outcome in outcomes for failure in outcome.failures]
+    return failures + ([] if comparison is None else comparison.failures)
 
 
 def _require(distribution: str, module: str) -> None:

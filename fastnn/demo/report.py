@@ -1,7 +1,8 @@
-"""What is shown at the end: one table for the console and one picture per training."""
+"""What is shown at the end: tables for the console and a picture per training."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from rich import box
 from rich.table import Table
 
-from fastnn.demo.training import Outcome
+from fastnn.demo.training import CellComparison, Outcome
 
 # torch's curve is drawn broad and pale, fastnn's thin and dark on top of it: both are seen where they agree.
 STYLES: dict[str, dict[str, Any]] = {
@@ -24,6 +25,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 GREY = "0.4"
 MAPS_SHOWN = 16
+SMOOTHED_STEPS = 10
 SAMPLE_LINES, SAMPLE_WIDTH = 16, 96
 
 
@@ -72,6 +74,66 @@ def save_png(outcome: Outcome, machine: dict[str, Any], out: Path) -> Path:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         canvas.print_png(path, metadata={"Software": None})
     return path
+
+
+def cells_table(comparison: CellComparison, machine: dict[str, Any]) -> Table:
+    """Returns the table of a comparison of recurrent layers, to be printed by rich.
+
+    Args:
+        comparison: what each layer's network learnt.
+        machine: what ``describe_machine`` returned.
+    """
+    result = Table(title=f"fastnn demo on {_machine_line(machine)}", title_justify="left", box=box.ROUNDED)
+    result.add_column("cell")
+    for title in ("parameters", "final bits per character", "held out", "held-out accuracy", "time of a step"):
+        result.add_column(title, justify="right")
+    measured = comparison.as_dict()["cells"]
+    for cell, side in comparison.sides.items():
+        result.add_row(
+            cell,
+            f"{measured[cell]['parameters']:,}",
+            f"{side.final_loss / math.log(2):.3f}",
+            f"{side.curves['held-out bits per character'][-1]:.3f}",
+            f"{side.curves['held-out accuracy'][-1]:.2%}",
+            _duration(side.median_step_seconds),
+        )
+    return result
+
+
+def save_cells_png(comparison: CellComparison, machine: dict[str, Any], out: Path) -> Path:
+    """Draws the losses of a comparison of recurrent layers side by side: over steps, and over time.
+
+    Args:
+        comparison: what each layer's network learnt.
+        machine: what ``describe_machine`` returned.
+        out: the directory to write to.
+
+    Returns:
+        The file written, ``cells.png``.
+    """
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(f"fastnn demo, cells: {comparison.title}\n{_machine_line(machine)}", fontsize=12, parse_math=False)
+    by_step, by_time = figure.subplots(1, 2, sharey=True)
+    for cell, side in comparison.sides.items():
+        bits = [loss / math.log(2) for loss in _smoothed(side.losses)]
+        label = f"{cell}, held out {side.curves['held-out bits per character'][-1]:.2f}"
+        by_step.plot(range(len(bits)), bits, label=label, linewidth=1.3)
+        by_time.plot(list(itertools.accumulate(side.seconds)), bits, label=cell, linewidth=1.3)
+    for axes, unit in ((by_step, "step"), (by_time, "seconds of training")):
+        axes.axhline(comparison.expected_initial_loss / math.log(2), color=GREY, linestyle="--", linewidth=1)
+        axes.set(xlabel=unit, title=f"training loss by {unit.split()[0]}")
+        axes.legend()
+    by_step.set_ylabel(f"bits per character, mean of {SMOOTHED_STEPS} steps")
+    path = out / "cells.png"
+    canvas.print_png(path, metadata={"Software": None})
+    return path
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those just before it."""
+    windows = (values[max(0, end - SMOOTHED_STEPS) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _add_rows(result: Table, outcome: Outcome, compared: bool) -> None:

@@ -1,7 +1,8 @@
-"""A character model: an LSTM that learns to write like the text it reads, Python's standard library by default.
+"""A character model: an LSTM, or another recurrent layer, that learns to write like the text it reads.
 
-The recurrence is unrolled over chunks; from one chunk to the next the state is carried on and the gradient cut
-(truncated backpropagation through time, Williams and Peng 1990), with the gradient's norm clipped.
+The text is Python's standard library by default. The recurrence is unrolled over chunks; from one chunk to the next
+the state is carried on and the gradient cut (truncated backpropagation through time, Williams and Peng 1990), with the
+gradient's norm clipped.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import collections
 import math
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from fastnn.demo import DemoError, training
-from fastnn.demo.training import Outcome, Side
+from fastnn.demo import CELLS, DemoError, training
+from fastnn.demo.training import CellComparison, Outcome, Side
 
 EMBEDDING, HIDDEN = 64, 256
 # Streams read side by side, and characters in a chunk.
@@ -72,6 +73,33 @@ class Vocabulary:
         return "".join(self.characters[number] for number in numbers)
 
 
+class Cell(NamedTuple):
+    """A recurrent layer: its class's name in a namespace, and its options, which torch's class has not."""
+
+    layer: str
+    options: Mapping[str, Any] = {}
+    embeds_all: bool = False
+    """Whether its inputs must be as many as its units."""
+
+    @property
+    def is_in_torch(self) -> bool:
+        """Whether torch has such a layer."""
+        return not self.options and hasattr(torch.nn, self.layer)
+
+
+_CELLS = {
+    "lstm": Cell("LSTM"),
+    "gru": Cell("GRU"),
+    "rnn": Cell("RNN"),
+    "peephole": Cell("LSTM", {"peephole": True}),
+    "coupled": Cell("LSTM", {"coupled": True}),
+    "mut1": Cell("MUT1", embeds_all=True),
+    "mut2": Cell("MUT2", embeds_all=True),
+    "mut3": Cell("MUT3"),
+}
+assert set(_CELLS) == set(CELLS)
+
+
 class Chunk(NamedTuple):
     """Characters read and the ones that follow them, both [T, B] int64."""
 
@@ -79,37 +107,33 @@ class Chunk(NamedTuple):
     targets: torch.Tensor
 
 
-def build(nn: Any, vocabulary_size: int) -> torch.nn.Module:
+def build(nn: Any, vocabulary_size: int, cell: str = "lstm") -> torch.nn.Module:
     """Builds the network from a namespace of layers.
 
     Args:
         nn: ``torch.nn`` or anything that stands in for it, such as ``fastnn.nn``.
         vocabulary_size: V, the number of different characters.
+        cell: which recurrent layer, one of ``fastnn.demo.CELLS``.
 
     Returns:
-        A module from numbers [T, B] and a state ([B, H], [B, H]), or None for zeros, to logits [T, B, V] and
+        A module from numbers [T, B] and a state, as the layer takes it, or None for zeros, to logits [T, B, V] and
         the state after the last character.
     """
+    kind = _CELLS[cell]
 
     class CharacterModel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding = nn.Embedding(vocabulary_size, EMBEDDING)
-            self.cell = nn.LSTMCell(EMBEDDING, HIDDEN)
+            inputs = HIDDEN if kind.embeds_all else EMBEDDING
+            self.embedding = nn.Embedding(vocabulary_size, inputs)
+            self.recurrent = getattr(nn, kind.layer)(inputs, HIDDEN, **kind.options)
             self.head = nn.Linear(HIDDEN, vocabulary_size)
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
 
         def forward(self, numbers: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
-            inputs = self.embedding(numbers)
-            if state is None:
-                zeros = inputs.new_zeros(numbers.shape[1], HIDDEN)
-                state = (zeros, zeros)
-            hidden = []
-            for characters in inputs.unbind():
-                state = self.cell(characters, state)
-                hidden.append(state[0])
-            return self.head(torch.stack(hidden)), state
+            hidden, state = self.recurrent(self.embedding(numbers), state)
+            return self.head(hidden), state
 
     return CharacterModel()
 
@@ -163,37 +187,39 @@ def train(
     seed: int,
     epochs: int | None,
     corpus: Corpus,
+    cell: str = "lstm",
 ) -> Outcome:
     """Trains each side on the text, prints samples on the way and checks what came out.
 
     Args:
         console: where the lines, the samples and the progress bar go.
-        side_names: ``("torch", "fastnn")``, or one of the two alone.
+        side_names: ``("torch", "fastnn")``, or one of the two alone; of a cell that torch has not, fastnn alone is
+            trained.
         device: where to train.
         seed: seed of the weights and the samples.
         epochs: passes over the text; None for ``EPOCHS``.
         corpus: the text; its last twentieth is held out.
+        cell: which recurrent layer, one of ``fastnn.demo.CELLS``.
 
     Returns:
         The outcome, with everything that failed in ``failures``.
     """
     epochs = EPOCHS if epochs is None else epochs
-    cut = len(corpus.text) - max(2 * BATCH, int(len(corpus.text) * HELD_OUT))
-    vocabulary = Vocabulary(corpus.text[:cut])
-    train_text = vocabulary.encode(corpus.text[:cut]).to(device)
-    held_out = vocabulary.encode(corpus.text[cut:]).to(device)
+    vocabulary, train_text, held_out = _split(corpus, device)
     steps_per_epoch = sum(1 for _ in chunks(train_text))
+    if not _CELLS[cell].is_in_torch:
+        side_names = [name for name in side_names if name == "fastnn"]
     outcome = Outcome(
         name="text",
-        title=f"{len(corpus.text):,} characters, {len(vocabulary)} different, of {corpus.source}",
-        sides=make_sides(side_names, len(vocabulary), device, seed),
+        title=f"{cell}, {_title(corpus, vocabulary)}",
+        sides=make_sides(side_names, len(vocabulary), device, seed, cell),
         steps_per_epoch=steps_per_epoch,
         expected_initial_loss=math.log(len(vocabulary)),
         drift_bound=DRIFT_BOUND,
     )
     console.print("[bold]text[/bold]: ", end="")
     console.print(outcome.title, markup=False)
-    _check_habits(outcome, console, vocabulary, train_text, device, seed)
+    _check_habits(outcome, console, vocabulary, train_text, device, seed, cell)
 
     total = epochs * steps_per_epoch
     sample_at = {round(total * index / (SAMPLES - 1)) for index in range(1, SAMPLES)}
@@ -212,20 +238,74 @@ def train(
                 if done in sample_at:
                     _show_sample(outcome, console, vocabulary, done, seed)
             for side in outcome.sides:
-                loss, accuracy = evaluate(side.model, held_out)
-                side.curves.setdefault("held-out bits per character", []).append(loss / math.log(2))
-                side.curves.setdefault("held-out accuracy", []).append(accuracy)
+                _record_held_out(side, held_out)
     training.check_drift(outcome)
     first_chunk = next(chunks(train_text))
     outcome.layers = training.time_layers(outcome.sides, lambda model: model(first_chunk.inputs))
     return outcome
 
 
-def make_sides(names: Sequence[str], vocabulary_size: int, device: torch.device, seed: int) -> list[Side]:
+def compare_cells(
+    console: Console, device: torch.device, seed: int, epochs: int | None, corpus: Corpus
+) -> CellComparison:
+    """Trains one network after another on the same text, each with another of fastnn's recurrent layers.
+
+    Args:
+        console: where the progress bar goes.
+        device: where to train.
+        seed: seed of the weights.
+        epochs: passes over the text of each; None for ``EPOCHS``.
+        corpus: the text; its last twentieth is held out.
+
+    Returns:
+        What each learnt; a cell that learnt nothing is in ``failures``.
+    """
+    epochs = EPOCHS if epochs is None else epochs
+    vocabulary, train_text, held_out = _split(corpus, device)
+    steps_per_epoch = sum(1 for _ in chunks(train_text))
+    comparison = CellComparison(_title(corpus, vocabulary), math.log(len(vocabulary)))
+    console.print("[bold]cells[/bold]: ", end="")
+    console.print(comparison.title, markup=False)
+    with training.progress_bar(console) as progress:
+        for cell in CELLS:
+            (side,) = make_sides(["fastnn"], len(vocabulary), device, seed, cell)
+            task = progress.add_task(cell, total=epochs * steps_per_epoch, loss="")
+            for _ in range(epochs):
+                side.state = None
+                for chunk in chunks(train_text):
+                    training.step(side, chunk, loss_of, MAX_NORM)
+                    progress.update(task, advance=1, loss=f"{side.losses[-1]:.3f}")
+                _record_held_out(side, held_out)
+            comparison.sides[cell] = side
+            if not side.final_loss < side.losses[0]:
+                comparison.failures.append(f"{cell}: the loss went from {side.losses[0]:.3f} to {side.final_loss:.3f}")
+    return comparison
+
+
+def _title(corpus: Corpus, vocabulary: Vocabulary) -> str:
+    return f"{len(corpus.text):,} characters, {len(vocabulary)} different, of {corpus.source}"
+
+
+def _split(corpus: Corpus, device: torch.device) -> tuple[Vocabulary, torch.Tensor, torch.Tensor]:
+    """The vocabulary, and the numbers of what is trained on and of what is held out."""
+    cut = len(corpus.text) - max(2 * BATCH, int(len(corpus.text) * HELD_OUT))
+    vocabulary = Vocabulary(corpus.text[:cut])
+    return vocabulary, *(vocabulary.encode(part).to(device) for part in (corpus.text[:cut], corpus.text[cut:]))
+
+
+def _record_held_out(side: Side, held_out: torch.Tensor) -> None:
+    loss, accuracy = evaluate(side.model, held_out)
+    side.curves.setdefault("held-out bits per character", []).append(loss / math.log(2))
+    side.curves.setdefault("held-out accuracy", []).append(accuracy)
+
+
+def make_sides(
+    names: Sequence[str], vocabulary_size: int, device: torch.device, seed: int, cell: str = "lstm"
+) -> list[Side]:
     """Builds the sides with the optimizer of this training."""
     return training.make_sides(
         names,
-        lambda nn: build(nn, vocabulary_size),
+        lambda nn: build(nn, vocabulary_size, cell),
         lambda parameters: torch.optim.Adam(parameters, lr=LEARNING_RATE),
         device,
         seed,
@@ -253,7 +333,7 @@ def chunks(text: torch.Tensor, batch: int = BATCH, chunk: int = CHUNK) -> Iterat
 def loss_of(side: Side, chunk: Chunk) -> torch.Tensor:
     """Mean cross-entropy per character of the chunk, in nats; the side keeps the state for the next chunk."""
     logits, state = side.model(chunk.inputs, side.state)
-    side.state = tuple(part.detach() for part in state)
+    side.state = state.detach() if isinstance(state, torch.Tensor) else tuple(part.detach() for part in state)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunk.targets.flatten())
 
 
@@ -319,9 +399,10 @@ def _check_habits(
     data: torch.Tensor,
     device: torch.device,
     seed: int,
+    cell: str,
 ) -> None:
     """Checks the loss before any training, and that a line can be learnt by heart."""
-    scratch = make_sides(["fastnn"], len(vocabulary), device, seed)[0]
+    scratch = make_sides(["fastnn"], len(vocabulary), device, seed, cell)[0]
     with torch.no_grad():
         initial = loss_of(scratch, next(chunks(data))).item()
     training.check(

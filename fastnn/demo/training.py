@@ -24,7 +24,7 @@ from rich.progress import (
 from fastnn.bench.timing import time_in_turn
 
 # Types by torch's names: fastnn's layers are subclasses of them, so one list finds both sides' layers.
-TIMED_LAYERS = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.MaxPool2d, torch.nn.LSTMCell)
+TIMED_LAYERS = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.MaxPool2d, torch.nn.RNNBase)
 
 # Rounds about as short as a scheduler's time slice, and so many that some escape other programs on both sides;
 # nine layers of two sides are done in three seconds.
@@ -68,6 +68,16 @@ class Side:
     def median_step_seconds(self) -> float:
         """Time of the median step, which other programs' bursts and the first step's set-up leave alone."""
         return statistics.median(self.seconds)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what was measured, in types that JSON knows."""
+        return {
+            "losses": self.losses,
+            "final_loss": self.final_loss,
+            "seconds": sum(self.seconds),
+            "median_step_seconds": self.median_step_seconds,
+            **self.curves,
+        }
 
 
 @dataclass
@@ -132,18 +142,38 @@ class Outcome:
             },
             "checks": self.checks,
             "failures": self.failures,
-            "sides": {
-                side.name: {
-                    "losses": side.losses,
-                    "final_loss": side.final_loss,
-                    "seconds": sum(side.seconds),
-                    "median_step_seconds": side.median_step_seconds,
-                    **side.curves,
-                }
-                for side in self.sides
-            },
+            "sides": {side.name: side.as_dict() for side in self.sides},
             "layers": {
                 layer.name: {"description": layer.description, "seconds": layer.seconds} for layer in self.layers
+            },
+        }
+
+
+@dataclass
+class CellComparison:
+    """What networks learnt that differ in their recurrent layer alone.
+
+    Attributes:
+        title: one line about the data.
+        expected_initial_loss: loss of a network that has learnt nothing, in nats.
+        sides: the trained networks, by the name of their cell.
+        failures: what went wrong, a line each; empty if all is well.
+    """
+
+    title: str
+    expected_initial_loss: float
+    sides: dict[str, Side] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything in types that JSON knows."""
+        return {
+            "title": self.title,
+            "expected_initial_loss": self.expected_initial_loss,
+            "failures": self.failures,
+            "cells": {
+                cell: {**side.as_dict(), "parameters": sum(p.numel() for p in side.model.parameters())}
+                for cell, side in self.sides.items()
             },
         }
 
@@ -310,7 +340,7 @@ def time_layers(sides: Sequence[Side], run_once: Callable[[torch.nn.Module], Any
             side.name: _layer_step(models[side.name].get_submodule(name), inputs[side.name][name]) for side in sides
         }
         rounds = time_in_turn(steps, SECONDS_PER_ROUND, ROUNDS)
-        shape = "x".join(map(str, inputs[sides[0].name][name][0].shape))
+        shape = "x".join(map(str, inputs[sides[0].name][name].shape))
         fastest = {side_name: min(values) for side_name, values in rounds.items()}
         timings.append(LayerTiming(name, f"{type(layer).__name__} {shape}", fastest))
     return timings
@@ -326,18 +356,13 @@ def _timed_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, TIMED_LAYERS)]
 
 
-def _record_inputs(model: torch.nn.Module, run_once: Callable[[torch.nn.Module], Any]) -> dict[str, list[torch.Tensor]]:
-    """Returns each layer's input tensors, detached, requiring gradients where they did in the network.
-
-    A layer that is called many times (a recurrent cell) leaves its last inputs: only the first step of a chunk
-    has a state without gradient.
-    """
-    recorded: dict[str, list[torch.Tensor]] = {}
+def _record_inputs(model: torch.nn.Module, run_once: Callable[[torch.nn.Module], Any]) -> dict[str, torch.Tensor]:
+    """Returns each layer's input, detached, requiring gradients where it did in the network."""
+    recorded: dict[str, torch.Tensor] = {}
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            tensors = [args[0], *(args[1] if len(args) > 1 else ())]
-            recorded[name] = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
+            recorded[name] = args[0].detach().requires_grad_(args[0].requires_grad)
 
         return hook
 
@@ -348,17 +373,17 @@ def _record_inputs(model: torch.nn.Module, run_once: Callable[[torch.nn.Module],
     return recorded
 
 
-def _layer_step(layer: torch.nn.Module, inputs: list[torch.Tensor]) -> Callable[[], None]:
-    """Returns a function that runs the layer forward and backward once."""
-    wanted = [tensor for tensor in (*inputs, *layer.parameters()) if tensor.requires_grad]
+def _layer_step(layer: torch.nn.Module, input: torch.Tensor) -> Callable[[], None]:
+    """Returns a function that runs the layer forward and backward once; a recurrent one from a state of zeros."""
+    wanted = [tensor for tensor in (input, *layer.parameters()) if tensor.requires_grad]
 
-    def forward() -> tuple[torch.Tensor, ...]:
-        output = layer(inputs[0], tuple(inputs[1:])) if len(inputs) > 1 else layer(inputs[0])
-        return output if isinstance(output, tuple) else (output,)
+    def forward() -> torch.Tensor:
+        output = layer(input)
+        return output[0] if isinstance(output, tuple) else output
 
-    grad_outputs = [torch.ones_like(output) for output in forward()]
+    grad_output = torch.ones_like(forward())
 
     def one_step() -> None:
-        torch.autograd.grad(forward(), wanted, grad_outputs)
+        torch.autograd.grad(forward(), wanted, grad_output)
 
     return one_step
