@@ -15,7 +15,7 @@ from rich.console import Console
 
 import fastnn.nn
 from fastnn import demo
-from fastnn.demo import images, text, training
+from fastnn.demo import gradients, images, text, training
 
 CPU = torch.device("cpu")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -437,3 +437,17 @@ def test_timing_leaves_the_model_alone():
     for side, old in zip(sides, before, strict=True):
         assert all(torch.equal(value, old[key]) for key, value in side.model.state_dict().items())
         assert all(parameter.grad is None for parameter in side.model.parameters())
+
+
+def test_how_far_gradients_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    left = {name: gradients.norms(cell, 60) for name, cell in gradients.cells().items()}
+    assert all(len(norms) == 61 and norms[0] == 1 for norms in left.values())
+    assert left["RNN, tanh"][-1] < left["LSTM, torch's initial biases"][-1] < 1e-9
+    assert 1e-9 < left["LSTM, forget_bias=1"][-1] < 1e-3
+    assert left["LSTM, f = 1"] == pytest.approx([1.0] * 61)
+    path = tmp_path / "flow.svg"
+    assert gradients.main([str(path)]) == 0
+    assert "LSTM, f = 1" in path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 60_000
+    assert gradients.main(["flow.png"]) == 2
+    assert "usage" in capsys.readouterr().err
