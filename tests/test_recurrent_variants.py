@@ -417,7 +417,9 @@ def test_zoneout_of_1_keeps_the_state_and_of_0_is_none(name):
     y, last = frozen(batch_of(5, 2, 3), (state, state) if name == "LSTM" else state)
     assert torch.equal(y, state.expand(5, 2, 4))
     assert torch.equal(last[0] if name == "LSTM" else last, state)
-    assert str(getattr(fastnn.nn, name)(3, 4, zoneout=0.0)) == f"{name}(3, 4)"
+    none = getattr(fastnn.nn, name)(3, 4, zoneout=(0.0, 0.0) if name == "LSTM" else 0.0)
+    assert repr(none) == f"{name}(3, 4)"
+    assert none.is_plain or name == "MUT3"
 
 
 def test_dropped_weights(monkeypatch):
@@ -547,7 +549,13 @@ def test_repr_and_names():
         (lambda nn: nn.RNNCell(3, 4, nonlinearity="elu"), "nonlinearity must be one of"),
         (lambda nn: nn.LSTM(3, 4, peephole_previous=True), "peephole_previous must be False without peephole"),
         (lambda nn: nn.LSTM(3, 4, bias=False, forget_bias=1.0), "forget_bias must be None without bias, got 1.0"),
-        (lambda nn: nn.LSTM(3, 4, forget_bias="one"), "forget_bias must be a number or None, got 'one'"),
+        (lambda nn: nn.LSTM(3, 4, forget_bias="one"), "forget_bias must be a finite number or None, got 'one'"),
+        (
+            lambda nn: nn.LSTMCell(3, 4, forget_bias=float("inf")),
+            "forget_bias must be a finite number or None, got inf",
+        ),
+        (lambda nn: nn.LSTM(3, 4, peephole="diagonal"), "peephole must be True or False, got 'diagonal'"),
+        (lambda nn: nn.GRU(3, 4, reset_after=0), "reset_after must be True or False, got 0"),
         (lambda nn: nn.MUT1(3, 4), "MUT1: the inputs of a layer.*4 hidden units, got 3"),
         (lambda nn: nn.MUT2Cell(5, 4), "MUT2Cell: the inputs of a layer.*4 hidden units, got 5"),
         (lambda nn: nn.MUT2(4, 4, 2, bidirectional=True), "MUT2: the inputs of a layer.*4 hidden units, got 8"),

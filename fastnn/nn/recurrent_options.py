@@ -7,6 +7,7 @@ torch's cell. So converted layers, which torch made, need no attribute of their 
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,12 @@ class CellOptions:
     _initial: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, bool) and not isinstance(value, bool):
+                raise ValueError(f"{f.name} must be True or False, got {value!r}")
+            if f.name.endswith("_activation"):
+                check_activation(f.name, value)
         for rate in self.zoneouts:
             _check_share("zoneout", rate)
         _check_share("weight_dropout", self.weight_dropout)
@@ -158,20 +165,23 @@ class LSTMOptions(CellOptions):
     _initial = frozenset({"forget_bias"})
 
     def __post_init__(self) -> None:
-        if isinstance(self.zoneout, (tuple, list)) and len(self.zoneout) != 2:
-            raise ValueError(f"zoneout must be a number or a pair of them, of h and of c, got {self.zoneout!r}")
+        if isinstance(self.zoneout, (tuple, list)):
+            if len(self.zoneout) != 2:
+                raise ValueError(f"zoneout must be a number or a pair of them, of h and of c, got {self.zoneout!r}")
+            object.__setattr__(self, "zoneout", tuple(self.zoneout) if any(self.zoneout) else 0.0)
         super().__post_init__()
-        for name in ("gate_activation", "candidate_activation", "output_activation"):
-            check_activation(name, getattr(self, name))
         if self.peephole_previous and not self.peephole:
             raise ValueError("peephole_previous must be False without peephole, got True")
-        if self.forget_bias is not None and not isinstance(self.forget_bias, numbers.Real):
-            raise ValueError(f"forget_bias must be a number or None, got {self.forget_bias!r}")
+        bias = self.forget_bias
+        if bias is not None and (
+            not isinstance(bias, numbers.Real) or isinstance(bias, bool) or not math.isfinite(bias)
+        ):
+            raise ValueError(f"forget_bias must be a finite number or None, got {bias!r}")
 
     @property
     def zoneouts(self) -> tuple[float, ...]:
         """The zoneout of h and of c."""
-        return tuple(self.zoneout) if isinstance(self.zoneout, (tuple, list)) else (self.zoneout, self.zoneout)
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout, self.zoneout)
 
     def check_sizes(self, name: str, inputs: int, hidden: int, bias: bool) -> None:
         """See :class:`CellOptions`."""
@@ -234,11 +244,6 @@ class GRUOptions(CellOptions):
     reset_after: bool = True
     gate_activation: str = "sigmoid"
     candidate_activation: str = "tanh"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("gate_activation", "candidate_activation"):
-            check_activation(name, getattr(self, name))
 
     def shapes(self, inputs: int, hidden: int, bias: bool, proj: int) -> dict[str, tuple[int, ...]]:
         """See :class:`CellOptions`."""
