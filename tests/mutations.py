@@ -65,6 +65,7 @@ class Mutation:
 
 
 POOL, NORM, CELL, CONV = "test_max_pool2d.py", "test_batch_norm.py", "test_lstm_cell.py", "test_conv2d.py"
+LAYERS, VARIANTS = "test_recurrent_layers.py", "test_recurrent_variants.py"
 GEMM = "csrc/cuda/conv_implicit_gemm.cuh"
 VALUES = "emulated and test_values_and_gradients and float32"
 HOPPER = "emulated and test_hopper and bfloat16 and not three and not sample"
@@ -374,6 +375,76 @@ MUTATIONS = (
         EXTENSION,
         CELL,
         "cpu and test_values_and_gradients",
+    ),
+    Mutation(
+        "recurrence_reversed_lengths",
+        "a reversed direction begins with the batch's last step and not with the sample's own",
+        "csrc/cpu/recurrence_plan.h",
+        "const int64_t t = s.reverse ? length(sample) - 1 - step : step;",
+        "const int64_t t = s.reverse ? s.T - 1 - step : step;",
+        EXTENSION,
+        LAYERS,
+        "cpu and test_lengths_of_padded_batches and lstm",
+    ),
+    Mutation(
+        "recurrence_last_state",
+        "the last state is that of the batch's last step",
+        "csrc/cpu/recurrence_forward.h",
+        "if (step == rows_.length(at.n) - 1) store_last(",
+        "if (step == s_.T - 1) store_last(",
+        EXTENSION,
+        LAYERS,
+        "cpu and test_lengths_of_padded_batches and gru",
+    ),
+    Mutation(
+        "recurrence_reset_gradient",
+        "the gradient of h through r * h is lost",
+        "csrc/cpu/recurrence_backward.h",
+        "(V::loadu(carried_ + at.state) + grad * r).store(carried_ + at.state);",
+        "V::loadu(carried_ + at.state).store(carried_ + at.state);",
+        EXTENSION,
+        VARIANTS,
+        "cpu and test_values_and_gradients and float64",
+    ),
+    Mutation(
+        "recurrence_norm_mean",
+        "a normalised row's gradient keeps its mean",
+        "csrc/cpu/recurrence_normalised.h",
+        "const V grad = scale * (of_made - V(mean.mean) - ",
+        "const V grad = scale * (of_made - ",
+        EXTENSION,
+        VARIANTS,
+        "cpu and test_values_and_gradients and float64",
+    ),
+    Mutation(
+        "cell_peephole_of_the_state_before",
+        "the output gate sees the state before and not the new one",
+        "csrc/ops/recurrent_cell_math.h",
+        "if (peephole()) of_output = of_output + p[2] * (cell.peephole_previous ? c : v.c_made);",
+        "if (peephole()) of_output = of_output + p[2] * c;",
+        EXTENSION,
+        VARIANTS,
+        "cpu and test_values_and_gradients and float64",
+    ),
+    Mutation(
+        "cell_zoneout_gradient",
+        "the gradient of what zoneout mixes in is not weighted",
+        "csrc/ops/recurrent_cell_math.h",
+        "grad_old = grad_old + d * grad; return (S(1) - d) * grad;",
+        "grad_old = grad_old + d * grad; return grad;",
+        EXTENSION,
+        VARIANTS,
+        "cpu and test_values_and_gradients and float64",
+    ),
+    Mutation(
+        "cell_gru_reset_gradient",
+        "the GRU's reset gate has no gradient of h's product",
+        "csrc/ops/recurrent_cell_math.h",
+        "grad_h * (v.h - v.n) * slope<M>(cell.gate, v.z), dn, dn * v.r,",
+        "grad_h * (v.h - v.n) * slope<M>(cell.gate, v.z), dn, dn,",
+        EXTENSION,
+        LAYERS,
+        "cpu and test_every_option and gru",
     ),
     Mutation(
         "cpu_pool_tie",
