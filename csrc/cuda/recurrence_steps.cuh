@@ -106,6 +106,13 @@ struct Member {
     while (slots > 0 && rows.length(sample(plan, slots - 1)) <= step) --slots;
     return slots;
   }
+  // The same of steps that go down.
+  __device__ __forceinline__ int more_active(const Plan& plan, const Rows& rows, int slots,
+                                             int64_t step) const {
+    const int all = samples(plan, rows);
+    while (slots < all && rows.length(sample(plan, slots)) > step) ++slots;
+    return slots;
+  }
   __device__ __forceinline__ int samples(const Plan& plan, const Rows& rows) const {
     return static_cast<int>((rows.N - group + plan.groups - 1) / plan.groups);
   }
