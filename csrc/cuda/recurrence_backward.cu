@@ -38,6 +38,7 @@ struct Backward {
   RecurrentCell cell;
   int H;
   const scalar_t* w_hh;
+  bool aligned;  // w_hh and its rows, to vectors
   const scalar_t* peephole;
   RowsOrOne<scalar_t> zoneout_h, zoneout_c;
   const scalar_t* h0;
@@ -127,12 +128,15 @@ class Steps {
     for (int k = 0; k < kProducts; ++k) {
       const Product& product = p_.plan.products[k];
       if (product.rows == 0) continue;
-      pack_weights(product, reinterpret_cast<scalar_t*>(shared_ + product.weights_at), [&](int row, int depth) {
-        const int unit = member_.first_unit + row, other = depth % p_.plan.padded;
-        const int64_t block = product.of.first + depth / p_.plan.padded;
-        return unit < p_.H && other < p_.H ? p_.w_hh[(block * p_.H + other) * p_.H + unit]
-                                           : from_acc<scalar_t>(0.0f);
-      });
+      pack_weights<false>(product, reinterpret_cast<scalar_t*>(shared_ + product.weights_at), p_.aligned,
+                          [&](int row, int depth, int& count) {
+                            const int unit = member_.first_unit + row, other = depth % p_.plan.padded;
+                            const int64_t block = product.of.first + depth / p_.plan.padded;
+                            const int left =
+                                product.rows - row < p_.H - unit ? product.rows - row : p_.H - unit;
+                            count = other < p_.H ? left : 0;
+                            return p_.w_hh + (block * p_.H + other) * p_.H + unit;
+                          });
     }
   }
 
@@ -394,6 +398,7 @@ Backward<scalar_t> backward_of(const RecurrenceBackwardParams& q) {
           .cell = q.in.cell,
           .H = static_cast<int>(q.in.H),
           .w_hh = in(q.w_hh),
+          .aligned = rows_are_aligned<scalar_t>(q.w_hh, q.in.H),
           .peephole = in(q.peephole),
           .zoneout_h = RowsOrOne<scalar_t>(q.zoneout_h),
           .zoneout_c = RowsOrOne<scalar_t>(q.zoneout_c),
@@ -433,6 +438,7 @@ Status backward(const RecurrenceBackwardParams& q, Stream stream) {
   if (!p.plan.fits) return Status::error("the weights do not fit on the device", "recurrence_backward");
   int64_t zeroed = 0;
   lay_out_workspace(p, static_cast<char*>(q.workspace), &zeroed);
+  p.aligned = p.aligned && p.plan.units % kVecSize<scalar_t> == 0;  // vectors begin at blocks' first units
   const Begin<scalar_t> begin{.rows = p.rows,
                               .plan = p.plan,
                               .H = p.H,

@@ -36,6 +36,7 @@ struct Forward {
   RecurrentCell cell;
   int H;
   const scalar_t* w_hh;
+  bool aligned;  // w_hh and its rows, to vectors
   const scalar_t* b_n;
   const scalar_t* peephole;
   RowsOrOne<scalar_t> zoneout_h, zoneout_c;
@@ -112,12 +113,13 @@ class Steps {
     for (int k = 0; k < kProducts; ++k) {
       const Product& product = p_.plan.products[k];
       if (product.rows == 0) continue;
-      pack_weights(product, reinterpret_cast<scalar_t*>(shared_ + product.weights_at), [&](int row, int depth) {
-        const int unit = member_.first_unit + row / product.of.count;
-        const int64_t block = product.of.first + row % product.of.count;
-        return unit < p_.H && depth < p_.H ? p_.w_hh[(block * p_.H + unit) * p_.H + depth]
-                                           : from_acc<scalar_t>(0.0f);
-      });
+      pack_weights<true>(product, reinterpret_cast<scalar_t*>(shared_ + product.weights_at), p_.aligned,
+                         [&](int row, int depth, int& count) {
+                           const int unit = member_.first_unit + row / product.of.count;
+                           const int64_t block = product.of.first + row % product.of.count;
+                           count = row < product.rows && unit < p_.H ? p_.H - depth : 0;
+                           return p_.w_hh + (block * p_.H + unit) * p_.H + depth;
+                         });
     }
   }
 
@@ -332,6 +334,7 @@ Forward<scalar_t> forward_of(const RecurrenceForwardParams& q) {
           .cell = q.in.cell,
           .H = static_cast<int>(q.in.H),
           .w_hh = static_cast<const scalar_t*>(q.w_hh),
+          .aligned = rows_are_aligned<scalar_t>(q.w_hh, q.in.H),
           .b_n = static_cast<const scalar_t*>(q.b_n),
           .peephole = static_cast<const scalar_t*>(q.peephole),
           .zoneout_h = RowsOrOne<scalar_t>(q.zoneout_h),

@@ -28,6 +28,8 @@ inline constexpr int kPassSamples = 32;
 inline constexpr int kChunkBytes = 64;
 // Units of a block come by fours, so that an LSTM's rows come by sixteens, the rows of an mma.
 inline constexpr int kUnitStep = 4;
+// Tiles of rows that a warp multiplies together on tensor cores: 4 by 4 tiles of samples are 64 accumulators.
+inline constexpr int kRowTilesAtOnce = 4;
 // A group's counter has 128 bytes to itself, or one group's waiting would slow another's arrival.
 inline constexpr int kCounterWords = 32;
 
@@ -99,42 +101,48 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
   // state that have been read are used most often.
   product.tile_rows = 16;
   if (!machine.tensor_cores) {
-    const int eights = round_up(product.rows, 8) / 8;
-    product.tile_rows = eights % 4 == 0 ? 32 : (eights % 2 == 0 ? 16 : 8);
+    const int height = round_up(product.rows, 8);
+    product.tile_rows = height % 32 == 0 ? 32 : (height % 16 == 0 ? 16 : 8);
   }
   product.tiles = round_up(product.rows, product.tile_rows) / product.tile_rows;
   product.chunks = deep * plan.padded / machine.chunk();
-  // Of equal shares, the one with the fewest sums to add.
-  int fewest = 0;
-  for (int row_warps = kWarps; row_warps >= 1; row_warps /= 2) {
+  const int padded_rows = product.tiles * product.tile_rows, depth_bytes = product.chunks * kChunkBytes;
+  // 4 beyond a multiple of 8: the sums that a warp stores at once lie in different banks.
+  product.pitch = padded_rows + 4;
+
+  // Of a pass, how warps share it: what they wait for L2, what they multiply (mma.sync on Hopper; half of what
+  // FMAs could be, for want of registers to feed them) and the sums' way through shared memory, 128 bytes a
+  // cycle.
+  constexpr double kLatency = 500;
+  const double rate = machine.tensor_cores ? 1024 : (machine.element_bytes == 8 ? 32 : 64);
+  const int eights = static_cast<int>(ceil_div(plan.pass_samples, 8));
+  double least = 0;
+  product.row_warps = 0;
+  for (int row_warps = 1; row_warps <= kWarps; row_warps *= 2) {
     const int depth_warps = kWarps / row_warps < product.chunks ? kWarps / row_warps : product.chunks;
-    const int share =
-        static_cast<int>(ceil_div(product.tiles, row_warps) * ceil_div(product.chunks, depth_warps));
-    if (fewest == 0 || share < fewest) {
-      fewest = share;
+    const auto tiles = static_cast<int>(ceil_div(product.tiles, row_warps));
+    const auto chunks = static_cast<int>(ceil_div(product.chunks, depth_warps));
+    const int64_t loads = machine.tensor_cores ? ceil_div(tiles, kRowTilesAtOnce) * ceil_div(chunks * eights, 8)
+                                               : int64_t{tiles} * eights * ceil_div(chunks, 2);
+    const double multiplied =
+        1.0 * tiles * product.tile_rows * chunks * machine.chunk() * plan.pass_samples * kWarps / rate;
+    const double added = 2.0 * depth_warps * padded_rows * plan.pass_samples * machine.sum_bytes / 128;
+    const double cycles = kLatency * static_cast<double>(loads) + multiplied + added;
+    if (product.row_warps == 0 || cycles < least) {
+      least = cycles;
       product.row_warps = row_warps;
       product.depth_warps = depth_warps;
     }
   }
-  const int padded_rows = product.tiles * product.tile_rows;
-  // 4 beyond a multiple of 8: the sums that a warp stores at once lie in different banks.
-  product.pitch = padded_rows + 4;
-  const int depth_bytes = product.chunks * kChunkBytes;
   product.weights_at = plan.shared_bytes;
   product.sums_at = product.weights_at + padded_rows * depth_bytes;
   plan.shared_bytes =
       product.sums_at + product.depth_warps * plan.pass_samples * product.pitch * machine.sum_bytes;
 
-  // Shared memory gives 128 bytes a cycle, L2 some 32 to each multiprocessor; the multiply-adds are those of
-  // mma.sync on Hopper, and half of what FMAs could be, for want of registers to feed them.
-  const int passes = static_cast<int>(ceil_div(plan.slots, machine.tensor_cores ? kPassSamples : 8));
-  const double read = 1.0 * passes * padded_rows * depth_bytes / 128;
-  const double exchanged = 1.0 * plan.slots * depth_bytes / 32;
-  const double multiplied = 1.0 * padded_rows * product.chunks * machine.chunk() * plan.slots /
-                            (machine.tensor_cores ? 1024 : (machine.element_bytes == 8 ? 32 : 64));
-  // As many warps as have work: with fewer than all, latencies show.
-  const double idle = kWarps / static_cast<double>(product.row_warps * product.depth_warps);
-  return (read > multiplied ? read : multiplied) * idle + exchanged;
+  const int passes = plan.slots / plan.pass_samples;
+  const double read = 1.0 * padded_rows * depth_bytes * (machine.tensor_cores ? 1 : eights) / 128;
+  const double exchanged = 1.0 * plan.slots * depth_bytes / 32;  // L2 gives some 32 bytes a cycle to each
+  return passes * (least > read ? least : read) + exchanged;
 }
 
 inline Plan plan_with(const Recurrence& in, const Machine& machine, int blocks, int groups) {

@@ -24,6 +24,9 @@
 
 namespace fastnn::cuda::recurrence {
 
+// Loads of state, 16 bytes a lane, that a warp has under way at a time.
+inline constexpr int kLoadsAhead = 8;
+
 template <typename scalar_t>
 inline constexpr bool kTensorCores = sizeof(scalar_t) == 2;
 template <typename scalar_t>
@@ -52,62 +55,101 @@ __device__ __forceinline__ int weight_place(const Product& product, int row, int
   }
 }
 
-// Puts the block's weights into shared memory: element(row, k), asked for rows that exist; zeros fill up.
-template <typename scalar_t, typename F>
-__device__ __forceinline__ void pack_weights(const Product& product, scalar_t* weights, const F& element) {
+// Puts the block's weights into shared memory, by vectors that memory has as neighbours: along the depth, or
+// along the rows. source(row, k, count) is where the first of them lies; `count` of them exist, zeros fill up.
+// `aligned`: whether whole vectors can be moved in one piece.
+template <bool kAlongDepth, typename scalar_t, typename F>
+__device__ __forceinline__ void pack_weights(const Product& product, scalar_t* weights, bool aligned,
+                                             const F& source) {
+  constexpr int kVec = kVecSize<scalar_t>;
   const int depth = product.chunks * kChunk<scalar_t>, rows = product.tiles * product.tile_rows;
+  const int vecs = (kAlongDepth ? depth : rows) / kVec, lines = kAlongDepth ? rows : depth;
 #pragma unroll 4  // loads under way
-  for (int i = static_cast<int>(threadIdx.x); i < rows * depth; i += kThreads) {
-    const int row = i / depth, k = i % depth;
-    weights[weight_place<scalar_t>(product, row, k)] =
-        row < product.rows ? element(row, k) : from_acc<scalar_t>(0.0f);
+  for (int i = static_cast<int>(threadIdx.x); i < lines * vecs; i += kThreads) {
+    const int line = i / vecs, first = i % vecs * kVec;
+    const int row = kAlongDepth ? line : first, k = kAlongDepth ? first : line;
+    int count = 0;
+    const scalar_t* const from = source(row, k, count);
+    const auto loaded =
+        aligned && count >= kVec ? load_vec<kVec>(from, true) : load_vec_partial<kVec>(from, count);
+#pragma unroll
+    for (int e = 0; e < kVec; ++e) {
+      weights[weight_place<scalar_t>(product, row + (kAlongDepth ? 0 : e), k + (kAlongDepth ? e : 0))] =
+          loaded.v[e];
+    }
   }
 }
 
 struct WarpShare {
-  int row_warp, depth_warp, first_chunk, last_chunk;
+  int depth_warp, first_tile, last_tile, first_chunk, last_chunk;
   __device__ __forceinline__ explicit WarpShare(const Product& product) {
-    const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    row_warp = warp % product.row_warps;
+    const int warp = static_cast<int>(threadIdx.x) / kWarpSize, row_warp = warp % product.row_warps;
     depth_warp = warp / product.row_warps;
+    first_tile = product.tiles * row_warp / product.row_warps;
+    last_tile = product.tiles * (row_warp + 1) / product.row_warps;
     first_chunk = product.chunks * depth_warp / product.depth_warps;
     last_chunk = product.chunks * (depth_warp + 1) / product.depth_warps;
   }
 };
 
-// kTiles of 8 samples, on tensor cores. `sums` are those of the warp's part of the depth: [sample][row].
-template <int kTiles, typename scalar_t>
-__device__ __forceinline__ void multiply_mma(const Product& product, const WarpShare& share,
+// kRowTiles from `tile` on, times kTiles of 8 samples, on tensor cores. `sums` are those of the warp's part of
+// the depth: [sample][row].
+template <int kRowTiles, int kTiles, typename scalar_t>
+__device__ __forceinline__ void multiply_mma(const Product& product, const WarpShare& share, int tile,
                                              const scalar_t* state, int pitch, const scalar_t* weights,
                                              float* sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
-  for (int tile = share.row_warp; tile < product.tiles; tile += product.row_warps) {
-    float d[kTiles][4] = {};
-    const scalar_t* from = state + g * static_cast<int64_t>(pitch) + t * 8;
-    const scalar_t* const of_tile = weights + (tile * product.chunks * 2 * kWarpSize + lane) * 8;
-#pragma unroll 2  // loads of two chunks under way
-    for (int chunk = share.first_chunk; chunk < share.last_chunk; ++chunk) {
-      Vec<uint32_t, 4> b[kTiles];
+  float d[kRowTiles][kTiles][4] = {};
+  const scalar_t* const from = state + g * static_cast<int64_t>(pitch) + t * 8;
+  const scalar_t* const of_tile = weights + (tile * product.chunks * 2 * kWarpSize + lane) * 8;
+#pragma unroll(kLoadsAhead / kTiles)
+  for (int chunk = share.first_chunk; chunk < share.last_chunk; ++chunk) {
+    Vec<uint32_t, 4> b[kTiles];
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) {
-        b[i] = load_words(from + i * 8 * static_cast<int64_t>(pitch) + chunk * kChunk<scalar_t>);
-      }
+    for (int i = 0; i < kTiles; ++i) {
+      b[i] = load_words(from + i * 8 * static_cast<int64_t>(pitch) + chunk * kChunk<scalar_t>);
+    }
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const auto a = load_words(of_tile + (chunk * 2 + half) * kWarpSize * 8);
+        const auto a = load_words(of_tile + ((r * product.chunks + chunk) * 2 + half) * kWarpSize * 8);
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
           const uint32_t b_words[2] = {b[i].v[2 * half], b[i].v[2 * half + 1]};
-          mma_m16n8k16<scalar_t>(d[i], a.v, b_words);
+          mma_m16n8k16<scalar_t>(d[r][i], a.v, b_words);
         }
       }
     }
+  }
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        sums[(8 * i + 2 * t + e % 2) * product.pitch + tile * 16 + g + e / 2 * 8] = d[i][e];
+        sums[(8 * i + 2 * t + e % 2) * product.pitch + (tile + r) * 16 + g + e / 2 * 8] = d[r][i][e];
       }
+    }
+  }
+}
+
+// All of the warp's tiles: as many at a time as registers hold, so that state which has been loaded serves all.
+template <int kTiles, typename scalar_t>
+__device__ __forceinline__ void multiply_tiles(const Product& product, const WarpShare& share,
+                                               const scalar_t* state, int pitch, const scalar_t* weights,
+                                               float* sums) {
+  for (int tile = share.first_tile; tile < share.last_tile;) {
+    const int left = share.last_tile - tile;
+    if (left >= kRowTilesAtOnce) {
+      multiply_mma<kRowTilesAtOnce, kTiles>(product, share, tile, state, pitch, weights, sums);
+      tile += kRowTilesAtOnce;
+    } else if (left >= 2) {
+      multiply_mma<2, kTiles>(product, share, tile, state, pitch, weights, sums);
+      tile += 2;
+    } else {
+      multiply_mma<1, kTiles>(product, share, tile, state, pitch, weights, sums);
+      tile += 1;
     }
   }
 }
@@ -119,11 +161,11 @@ __device__ __forceinline__ void multiply_fma(const Product& product, const WarpS
                                              acc_t* sums) {
   constexpr int kVec = kVecSize<scalar_t>, kTileRows = 8 * kRows;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, r = lane % 8, quarter = lane / 8;
-  for (int tile = share.row_warp; tile < product.tiles; tile += product.row_warps) {
+  for (int tile = share.first_tile; tile < share.last_tile; ++tile) {
     acc_t d[kRows][kSamples] = {};
     const scalar_t* const from = state + quarter * kVec;
     const scalar_t* const of_tile = weights + ((tile * product.chunks * 4 + quarter) * kTileRows + r) * kVec;
-#pragma unroll 2  // loads of two chunks under way
+#pragma unroll 2  // two chunks' loads under way
     for (int chunk = share.first_chunk; chunk < share.last_chunk; ++chunk) {
       Vec<scalar_t, kVec> b[kSamples];
 #pragma unroll
@@ -180,11 +222,11 @@ __device__ __forceinline__ void multiply(const Plan& plan, const Product& produc
       reinterpret_cast<acc_t*>(shared + product.sums_at) + share.depth_warp * plan.pass_samples * product.pitch;
   if constexpr (kTensorCores<scalar_t>) {
     if (samples <= 8) {
-      multiply_mma<1>(product, share, state, pitch, weights, sums);
+      multiply_tiles<1>(product, share, state, pitch, weights, sums);
     } else if (samples <= 16) {
-      multiply_mma<2>(product, share, state, pitch, weights, sums);
+      multiply_tiles<2>(product, share, state, pitch, weights, sums);
     } else {
-      multiply_mma<4>(product, share, state, pitch, weights, sums);
+      multiply_tiles<4>(product, share, state, pitch, weights, sums);
     }
   } else if (product.tile_rows == 8) {
     multiply_rows<1>(product, share, state, pitch, samples, weights, sums);

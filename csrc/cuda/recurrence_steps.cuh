@@ -271,6 +271,11 @@ Status launch_begin(const char* name, const Begin<scalar_t>& begin, Stream strea
                 stream, begin);
 }
 
+template <typename scalar_t>
+bool rows_are_aligned(const void* matrix, int64_t columns) {
+  return columns % kVecSize<scalar_t> == 0 && all_aligned<scalar_t, kVecSize<scalar_t>>({matrix});
+}
+
 // Pieces of the workspace, each aligned to what the bindings align it to.
 class Pieces {
  public:
