@@ -384,8 +384,10 @@ Status forward(const RecurrenceForwardParams& q, Stream stream) {
 }  // namespace recurrence
 
 Status recurrence_fits(const RecurrenceFitsParams& p, Stream) {
-  const bool empty = p.in.N == 0 || p.in.H == 0;
-  *p.fits = empty || recurrence::plan_recurrence(p.in, p.backward).fits;
+  // Whoever will go backward goes forward first.
+  *p.fits = p.in.N == 0 || p.in.H == 0 ||
+            (recurrence::plan_recurrence(p.in, false).fits &&
+             (!p.backward || recurrence::plan_recurrence(p.in, true).fits));
   return Status::success();
 }
 

@@ -17,6 +17,7 @@
 #include "../ops/recurrence.h"
 #include "device_limits.h"
 #include "reduce.cuh"
+#include "vec.cuh"
 
 namespace fastnn::cuda::recurrence {
 
@@ -30,6 +31,12 @@ inline constexpr int kChunkBytes = 64;
 inline constexpr int kUnitStep = 4;
 // Tiles of rows that a warp multiplies together on tensor cores: 4 by 4 tiles of samples are 64 accumulators.
 inline constexpr int kRowTilesAtOnce = 4;
+// Samples that a warp multiplies together: a tile of an mma; on CUDA cores as many as registers hold.
+template <int kElementBytes>
+inline constexpr int kSamplesAtOnce = kElementBytes == 8 ? 4 : 8;
+// Cycles of a step, some 40 microseconds, from which on the framework's products, launched step by step, are
+// faster: they have all of the device's registers for tiles.
+inline constexpr double kMostCycles = 70000;
 // A group's counter has 128 bytes to itself, or one group's waiting would slow another's arrival.
 inline constexpr int kCounterWords = 32;
 
@@ -70,7 +77,7 @@ struct Plan {
   double cost;  // of a step, in cycles
   Product products[kProducts];
 
-  // Samples of all groups, with those that only fill up.
+  // Samples of all groups, with those that only fill up eights.
   FASTNN_HOST_DEVICE int64_t all_slots() const { return static_cast<int64_t>(groups) * slots; }
   dim3 grid() const { return dim3(static_cast<unsigned>(groups * blocks)); }
 };
@@ -87,6 +94,7 @@ struct Machine {
         element_bytes(dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2)),
         sum_bytes(dtype == DType::kFloat64 ? 8 : 4) {}
   int chunk() const { return kChunkBytes / element_bytes; }
+  int samples_at_once() const { return element_bytes == 8 ? kSamplesAtOnce<8> : kSamplesAtOnce<4>; }
 };
 
 // Lays out one product behind what shared memory has already; its part of the step's cycles.
@@ -110,20 +118,25 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
   // 4 beyond a multiple of 8: the sums that a warp stores at once lie in different banks.
   product.pitch = padded_rows + 4;
 
-  // Of a pass, how warps share it: what they wait for L2, what they multiply (mma.sync on Hopper; half of what
-  // FMAs could be, for want of registers to feed them) and the sums' way through shared memory, 128 bytes a
-  // cycle.
+  // Of a pass, how warps share it: what they wait for L2, what they multiply and the sums' way through shared
+  // memory, 128 bytes a cycle. Multiply-adds a cycle: mma.sync's on Hopper; on CUDA cores, whose registers must
+  // be filled with rows and samples by loads of 16 bytes a lane, 4 cycles each, what these leave.
   constexpr double kLatency = 500;
-  const double rate = machine.tensor_cores ? 1024 : (machine.element_bytes == 8 ? 32 : 64);
-  const int eights = static_cast<int>(ceil_div(plan.pass_samples, 8));
+  const int lane_rows = product.tile_rows / 8, lane_samples = machine.samples_at_once();
+  const double rate = machine.tensor_cores
+                          ? 1024
+                          : 1.0 * lane_rows * lane_samples * (kVecBytes / machine.element_bytes) * kWarpSize /
+                                (4 * (lane_rows + lane_samples));
+  const int sample_tiles = plan.pass_samples / machine.samples_at_once();
   double least = 0;
   product.row_warps = 0;
   for (int row_warps = 1; row_warps <= kWarps; row_warps *= 2) {
     const int depth_warps = kWarps / row_warps < product.chunks ? kWarps / row_warps : product.chunks;
     const auto tiles = static_cast<int>(ceil_div(product.tiles, row_warps));
     const auto chunks = static_cast<int>(ceil_div(product.chunks, depth_warps));
-    const int64_t loads = machine.tensor_cores ? ceil_div(tiles, kRowTilesAtOnce) * ceil_div(chunks * eights, 8)
-                                               : int64_t{tiles} * eights * ceil_div(chunks, 2);
+    const int64_t loads = machine.tensor_cores
+                              ? ceil_div(tiles, kRowTilesAtOnce) * ceil_div(chunks * sample_tiles, 8)
+                              : int64_t{tiles} * sample_tiles * ceil_div(chunks, 2);
     const double multiplied =
         1.0 * tiles * product.tile_rows * chunks * machine.chunk() * plan.pass_samples * kWarps / rate;
     const double added = 2.0 * depth_warps * padded_rows * plan.pass_samples * machine.sum_bytes / 128;
@@ -139,8 +152,8 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
   plan.shared_bytes =
       product.sums_at + product.depth_warps * plan.pass_samples * product.pitch * machine.sum_bytes;
 
-  const int passes = plan.slots / plan.pass_samples;
-  const double read = 1.0 * padded_rows * depth_bytes * (machine.tensor_cores ? 1 : eights) / 128;
+  const auto passes = static_cast<double>(plan.slots) / plan.pass_samples;
+  const double read = 1.0 * padded_rows * depth_bytes * (machine.tensor_cores ? 1 : sample_tiles) / 128;
   const double exchanged = 1.0 * plan.slots * depth_bytes / 32;  // L2 gives some 32 bytes a cycle to each
   return passes * (least > read ? least : read) + exchanged;
 }
@@ -155,7 +168,7 @@ inline Plan plan_with(const Recurrence& in, const Machine& machine, int blocks, 
   plan.blocks = static_cast<int>(ceil_div(H, plan.units));
   plan.groups = groups;
   plan.slots = static_cast<int>(ceil_div(in.N, groups));
-  plan.slots = plan.slots <= 8 ? 8 : (plan.slots <= 16 ? 16 : round_up(plan.slots, kPassSamples));
+  plan.slots = round_up(plan.slots, 8);
   plan.pass_samples = plan.slots < kPassSamples ? plan.slots : kPassSamples;
   plan.padded = round_up(H, machine.chunk());
   plan.shared_bytes = 0;
@@ -195,7 +208,7 @@ inline Plan plan_recurrence(const Recurrence& in, bool backward) {
     const auto most = static_cast<int>(fit < in.N ? fit : in.N);
     for (int groups = 1; groups <= most; groups = groups < most && 2 * groups > most ? most : 2 * groups) {
       Plan plan = plan_with(in, machine, used, groups);
-      plan.fits = plan.shared_bytes <= limits.shared_bytes;
+      plan.fits = plan.shared_bytes <= limits.shared_bytes && plan.cost <= kMostCycles;
       if (plan.fits && (!best.fits || plan.cost < best.cost)) best = plan;
     }
   }

@@ -199,18 +199,19 @@ template <int kRows, typename scalar_t, typename acc_t>
 __device__ __forceinline__ void multiply_rows(const Product& product, const WarpShare& share,
                                               const scalar_t* state, int pitch, int samples,
                                               const scalar_t* weights, acc_t* sums) {
+  constexpr int kAtOnce = kSamplesAtOnce<sizeof(scalar_t)>;
   if (samples <= 2) {
     multiply_fma<kRows, 2>(product, share, state, pitch, weights, sums);
     return;
   }
-  for (int first = 0; first < samples; first += 8) {
-    multiply_fma<kRows, 8>(product, share, state + first * static_cast<int64_t>(pitch), pitch, weights,
-                           sums + first * product.pitch);
+  for (int first = 0; first < samples; first += kAtOnce) {
+    multiply_fma<kRows, kAtOnce>(product, share, state + first * static_cast<int64_t>(pitch), pitch, weights,
+                                 sums + first * product.pitch);
   }
 }
 
-// The sums of `samples` rows of state, of at most a pass; rows up to the next of 2 (CUDA cores), 8, 16 and 32
-// are read. `shared` is the block's shared memory.
+// The sums of `samples` rows of state, of at most a pass; rows up to the next multiple of 8 are read. `shared`
+// is the block's shared memory.
 template <typename scalar_t>
 __device__ __forceinline__ void multiply(const Plan& plan, const Product& product, const scalar_t* state,
                                          int pitch, int samples, unsigned char* shared) {
@@ -225,6 +226,8 @@ __device__ __forceinline__ void multiply(const Plan& plan, const Product& produc
       multiply_tiles<1>(product, share, state, pitch, weights, sums);
     } else if (samples <= 16) {
       multiply_tiles<2>(product, share, state, pitch, weights, sums);
+    } else if (samples <= 24) {
+      multiply_tiles<3>(product, share, state, pitch, weights, sums);
     } else {
       multiply_tiles<4>(product, share, state, pitch, weights, sums);
     }
