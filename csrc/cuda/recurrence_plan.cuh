@@ -64,6 +64,7 @@ struct Product {
   int rows, tile_rows, tiles;
   int chunks;  // of the depth
   int row_warps, depth_warps;
+  bool tensor_cores;
   int pitch;                // numbers from a sample's sums to the next one's
   int weights_at, sums_at;  // bytes, in shared memory
 };
@@ -88,9 +89,9 @@ struct Machine {
   bool backward, tensor_cores;
   int element_bytes, sum_bytes;
 
-  Machine(DType dtype, bool backward)
+  Machine(DType dtype, bool backward, bool tensor_cores)
       : backward(backward),
-        tensor_cores(dtype == DType::kBFloat16 || dtype == DType::kFloat16),
+        tensor_cores(tensor_cores),
         element_bytes(dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2)),
         sum_bytes(dtype == DType::kFloat64 ? 8 : 4) {}
   int chunk() const { return kChunkBytes / element_bytes; }
@@ -107,6 +108,7 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
   product.rows = machine.backward ? plan.units : plan.units * product.of.count;
   // On CUDA cores a tile has 8, 16 or 32 rows: of the tallest that fills up no more than needs be, weights and
   // state that have been read are used most often.
+  product.tensor_cores = machine.tensor_cores;
   product.tile_rows = 16;
   if (!machine.tensor_cores) {
     const int height = round_up(product.rows, 8);
@@ -184,17 +186,8 @@ inline Plan plan_with(const Recurrence& in, const Machine& machine, int blocks, 
   return plan;
 }
 
-// The cheapest layout that fits the current device, one block to a multiprocessor at most.
-inline Plan plan_recurrence(const Recurrence& in, bool backward) {
-  const DeviceLimits limits = device_limits();
-  const Machine machine(in.dtype, backward);
-  Plan best;
-  // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
-  constexpr int64_t kMany = int64_t{1} << 31;
-  if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
-      2 * in.T * limits.multiprocessors >= kMany) {
-    return best;
-  }
+// The cheapest layout that fits the device, one block to a multiprocessor at most.
+inline void find_plan(const Recurrence& in, const Machine& machine, const DeviceLimits& limits, Plan& best) {
   int units_before = 0;
   for (int blocks = 1; blocks <= limits.multiprocessors; ++blocks) {
     const int units = round_up(static_cast<int>(ceil_div(in.H, blocks)), kUnitStep);
@@ -212,6 +205,24 @@ inline Plan plan_recurrence(const Recurrence& in, bool backward) {
       if (plan.fits && (!best.fits || plan.cost < best.cost)) best = plan;
     }
   }
+}
+
+// Of the current device. Tensor cores take float32 only rounded, and want 16 rows where shared memory may have
+// room for 8: then CUDA cores multiply it.
+inline Plan plan_recurrence(const Recurrence& in, bool backward) {
+  const DeviceLimits limits = device_limits();
+  Plan best;
+  // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
+  constexpr int64_t kMany = int64_t{1} << 31;
+  if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
+      2 * in.T * limits.multiprocessors >= kMany) {
+    return best;
+  }
+  const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
+  if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
+    find_plan(in, Machine(in.dtype, backward, true), limits, best);
+  }
+  if (!halves) find_plan(in, Machine(in.dtype, backward, false), limits, best);
   return best;
 }
 

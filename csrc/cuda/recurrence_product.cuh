@@ -4,10 +4,10 @@
 // others, who meet it in L1.
 //
 // A lane loads 16 bytes of a row, and four lanes a chunk of 64. What lies in an operand's place of depth is
-// free, as long as it is the same for weights and state. On tensor cores a lane's eight elements are those of
-// its places in two m16n8k16, so that neither operand has to be exchanged among lanes, and weights lie in the
-// order of the registers that take them. On CUDA cores a lane has rows r, r + 8, .. (r = lane % 8) and every
-// fourth vector of the depth; four lanes' sums are added at the end.
+// free, as long as it is the same for weights and state. On tensor cores a lane's 16 bytes are those of its
+// places in two mma (m16n8k16 of halves, m16n8k8 of tf32), so that neither operand has to be exchanged among
+// lanes, and weights lie in the order of the registers that take them. On CUDA cores a lane has rows r, r + 8,
+// .. (r = lane % 8) and every fourth vector of the depth; four lanes' sums are added at the end.
 //
 // Per chunk of a tile, on tensor cores: 1 KB of weights from shared memory and 512 bytes of state for each 8
 // samples, 2 mma for each; in float32 on CUDA cores, with 32 rows: 2 KB and 512 bytes, 128 FMAs of a warp.
@@ -27,15 +27,34 @@ namespace fastnn::cuda::recurrence {
 // Loads of state, 16 bytes a lane, that a warp has under way at a time.
 inline constexpr int kLoadsAhead = 8;
 
+// Elements in a register of an mma.
 template <typename scalar_t>
-inline constexpr bool kTensorCores = sizeof(scalar_t) == 2;
+inline constexpr int kWordElements = 4 / static_cast<int>(sizeof(scalar_t));
 template <typename scalar_t>
 inline constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(scalar_t));
 
-// 16 bytes of 16-bit elements as an mma takes them: two to a register.
+// 16 bytes as an mma takes them: four registers.
 template <typename scalar_t>
 __device__ __forceinline__ Vec<uint32_t, 4> load_words(const scalar_t* p) {
   return load_vec<4>(reinterpret_cast<const uint32_t*>(p), true);
+}
+template <typename scalar_t>
+__device__ __forceinline__ Vec<uint32_t, 4> load_state(const scalar_t* p) {
+  auto words = load_words(p);
+  if constexpr (std::is_same_v<scalar_t, float>) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words.v[i] = __float_as_uint(round_to_tf32(__uint_as_float(words.v[i])));
+  }
+  return words;
+}
+// Of the depth that one register of four lanes has: 16 of halves, 8 of tf32.
+template <typename scalar_t>
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    mma_m16n8k8<tfloat32_t>(d, a, b);
+  } else {
+    mma_m16n8k16<scalar_t>(d, a, b);
+  }
 }
 
 // Where shared memory has the element of a row and a place of the depth.
@@ -45,14 +64,23 @@ __device__ __forceinline__ int weight_place(const Product& product, int row, int
   const int chunk = k / kChunk<scalar_t>, tile = row / product.tile_rows, r = row % product.tile_rows;
   const int tile_chunk = tile * product.chunks + chunk;
   const int vec = k % kChunk<scalar_t> / kVec, element = k % kVec;
-  if constexpr (kTensorCores<scalar_t>) {
-    // [tile][chunk][mma of two][lane][register of A][2]
-    const int lane = r % 8 * 4 + vec, mma = element / 4, reg = element % 4 / 2 * 2 + r / 8;
-    return (((tile_chunk * 2 + mma) * kWarpSize + lane) * 4 + reg) * 2 + element % 2;
-  } else {
-    // [tile][chunk][vector of four][row][element]
-    return ((tile_chunk * 4 + vec) * product.tile_rows + r) * kVec + element;
+  if constexpr (sizeof(scalar_t) <= 4) {
+    if (product.tensor_cores) {
+      // [tile][chunk][mma of two][lane][register of A][element]
+      constexpr int kElements = kWordElements<scalar_t>;
+      const int lane = r % 8 * 4 + vec, word = element / kElements, reg = word % 2 * 2 + r / 8;
+      return (((tile_chunk * 2 + word / 2) * kWarpSize + lane) * 4 + reg) * kElements + element % kElements;
+    }
   }
+  // [tile][chunk][vector of four][row][element]
+  return ((tile_chunk * 4 + vec) * product.tile_rows + r) * kVec + element;
+}
+
+// As the product takes it.
+template <typename scalar_t>
+__device__ __forceinline__ scalar_t operand(const Product& product, scalar_t v) {
+  if constexpr (std::is_same_v<scalar_t, float>) return product.tensor_cores ? round_to_tf32(v) : v;
+  return v;
 }
 
 // Puts the block's weights into shared memory, by vectors that memory has as neighbours: along the depth, or
@@ -75,7 +103,7 @@ __device__ __forceinline__ void pack_weights(const Product& product, scalar_t* w
 #pragma unroll
     for (int e = 0; e < kVec; ++e) {
       weights[weight_place<scalar_t>(product, row + (kAlongDepth ? 0 : e), k + (kAlongDepth ? e : 0))] =
-          loaded.v[e];
+          operand(product, loaded.v[e]);
     }
   }
 }
@@ -98,26 +126,27 @@ template <int kRowTiles, int kTiles, typename scalar_t>
 __device__ __forceinline__ void multiply_mma(const Product& product, const WarpShare& share, int tile,
                                              const scalar_t* state, int pitch, const scalar_t* weights,
                                              float* sums) {
+  constexpr int kVec = kVecSize<scalar_t>;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize, g = lane / 4, t = lane % 4;
   float d[kRowTiles][kTiles][4] = {};
-  const scalar_t* const from = state + g * static_cast<int64_t>(pitch) + t * 8;
-  const scalar_t* const of_tile = weights + (tile * product.chunks * 2 * kWarpSize + lane) * 8;
+  const scalar_t* const from = state + g * static_cast<int64_t>(pitch) + t * kVec;
+  const scalar_t* const of_tile = weights + (tile * product.chunks * 2 * kWarpSize + lane) * kVec;
 #pragma unroll(kLoadsAhead / kTiles)
   for (int chunk = share.first_chunk; chunk < share.last_chunk; ++chunk) {
     Vec<uint32_t, 4> b[kTiles];
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      b[i] = load_words(from + i * 8 * static_cast<int64_t>(pitch) + chunk * kChunk<scalar_t>);
+      b[i] = load_state(from + i * 8 * static_cast<int64_t>(pitch) + chunk * kChunk<scalar_t>);
     }
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const auto a = load_words(of_tile + ((r * product.chunks + chunk) * 2 + half) * kWarpSize * 8);
+        const auto a = load_words(of_tile + ((r * product.chunks + chunk) * 2 + half) * kWarpSize * kVec);
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
           const uint32_t b_words[2] = {b[i].v[2 * half], b[i].v[2 * half + 1]};
-          mma_m16n8k16<scalar_t>(d[r][i], a.v, b_words);
+          multiply_add<scalar_t>(d[r][i], a.v, b_words);
         }
       }
     }
@@ -221,22 +250,28 @@ __device__ __forceinline__ void multiply(const Plan& plan, const Product& produc
   const auto* const weights = reinterpret_cast<const scalar_t*>(shared + product.weights_at);
   acc_t* const sums =
       reinterpret_cast<acc_t*>(shared + product.sums_at) + share.depth_warp * plan.pass_samples * product.pitch;
-  if constexpr (kTensorCores<scalar_t>) {
-    if (samples <= 8) {
-      multiply_tiles<1>(product, share, state, pitch, weights, sums);
-    } else if (samples <= 16) {
-      multiply_tiles<2>(product, share, state, pitch, weights, sums);
-    } else if (samples <= 24) {
-      multiply_tiles<3>(product, share, state, pitch, weights, sums);
-    } else {
-      multiply_tiles<4>(product, share, state, pitch, weights, sums);
+  if constexpr (sizeof(scalar_t) <= 4) {
+    if (product.tensor_cores) {
+      if (samples <= 8) {
+        multiply_tiles<1>(product, share, state, pitch, weights, sums);
+      } else if (samples <= 16) {
+        multiply_tiles<2>(product, share, state, pitch, weights, sums);
+      } else if (samples <= 24) {
+        multiply_tiles<3>(product, share, state, pitch, weights, sums);
+      } else {
+        multiply_tiles<4>(product, share, state, pitch, weights, sums);
+      }
+      return;
     }
-  } else if (product.tile_rows == 8) {
-    multiply_rows<1>(product, share, state, pitch, samples, weights, sums);
-  } else if (product.tile_rows == 16) {
-    multiply_rows<2>(product, share, state, pitch, samples, weights, sums);
-  } else {
-    multiply_rows<4>(product, share, state, pitch, samples, weights, sums);
+  }
+  if constexpr (sizeof(scalar_t) >= 4) {
+    if (product.tile_rows == 8) {
+      multiply_rows<1>(product, share, state, pitch, samples, weights, sums);
+    } else if (product.tile_rows == 16) {
+      multiply_rows<2>(product, share, state, pitch, samples, weights, sums);
+    } else {
+      multiply_rows<4>(product, share, state, pitch, samples, weights, sums);
+    }
   }
 }
 
