@@ -384,10 +384,11 @@ Status forward(const RecurrenceForwardParams& q, Stream stream) {
 }  // namespace recurrence
 
 Status recurrence_fits(const RecurrenceFitsParams& p, Stream) {
-  // Whoever will go backward goes forward first.
-  *p.fits = p.in.N == 0 || p.in.H == 0 ||
-            (recurrence::plan_recurrence(p.in, false).fits &&
-             (!p.backward || recurrence::plan_recurrence(p.in, true).fits));
+  // Whoever will go backward goes forward first. A norm is over all units of a sample: it would have blocks
+  // meet once more for each.
+  *p.fits = !p.normalised && (p.in.N == 0 || p.in.H == 0 ||
+                              (recurrence::plan_recurrence(p.in, false).fits &&
+                               (!p.backward || recurrence::plan_recurrence(p.in, true).fits)));
   return Status::success();
 }
 
