@@ -31,6 +31,8 @@ inline constexpr int kChunkBytes = 64;
 inline constexpr int kUnitStep = 4;
 // Tiles of rows that a warp multiplies together on tensor cores: 4 by 4 tiles of samples are 64 accumulators.
 inline constexpr int kRowTilesAtOnce = 4;
+// Loads of state, 16 bytes a lane, that a warp has under way at a time on tensor cores.
+inline constexpr int kLoadsAhead = 8;
 // Samples that a warp multiplies together: a tile of an mma; on CUDA cores as many as registers hold.
 template <int kElementBytes>
 inline constexpr int kSamplesAtOnce = kElementBytes == 8 ? 4 : 8;
@@ -126,7 +128,7 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
   constexpr double kLatency = 500;
   const int lane_rows = product.tile_rows / 8, lane_samples = machine.samples_at_once();
   const double rate = machine.tensor_cores
-                          ? 1024
+                          ? 2048.0 / machine.element_bytes
                           : 1.0 * lane_rows * lane_samples * (kVecBytes / machine.element_bytes) * kWarpSize /
                                 (4 * (lane_rows + lane_samples));
   const int sample_tiles = plan.pass_samples / machine.samples_at_once();
@@ -137,7 +139,7 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
     const auto tiles = static_cast<int>(ceil_div(product.tiles, row_warps));
     const auto chunks = static_cast<int>(ceil_div(product.chunks, depth_warps));
     const int64_t loads = machine.tensor_cores
-                              ? ceil_div(tiles, kRowTilesAtOnce) * ceil_div(chunks * sample_tiles, 8)
+                              ? ceil_div(tiles, kRowTilesAtOnce) * ceil_div(chunks * sample_tiles, kLoadsAhead)
                               : int64_t{tiles} * sample_tiles * ceil_div(chunks, 2);
     const double multiplied =
         1.0 * tiles * product.tile_rows * chunks * machine.chunk() * plan.pass_samples * kWarps / rate;
@@ -161,8 +163,8 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
 }
 
 inline Plan plan_with(const Recurrence& in, const Machine& machine, int blocks, int groups) {
-  // Two barriers of a block and the way of the state through L2; and what the sums and activations of 256 units
-  // take.
+  // To arrive, to be seen by the last of the others, and their state's first way through L2; and what the sums
+  // and activations of a unit of each thread take.
   constexpr double kMeeting = 2000, kMeetingOfBlock = 8, kActivations = 400;
   Plan plan;
   const auto H = static_cast<int>(in.H);

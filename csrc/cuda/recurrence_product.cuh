@@ -24,9 +24,6 @@
 
 namespace fastnn::cuda::recurrence {
 
-// Loads of state, 16 bytes a lane, that a warp has under way at a time.
-inline constexpr int kLoadsAhead = 8;
-
 // Elements in a register of an mma.
 template <typename scalar_t>
 inline constexpr int kWordElements = 4 / static_cast<int>(sizeof(scalar_t));
