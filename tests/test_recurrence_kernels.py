@@ -109,7 +109,7 @@ def test_weights_that_do_not_fit(kind):
     close(got, values_and_gradients(copy.deepcopy(layer).double(), 3, torch.float32), torch.float32)
 
 
-@pytest.mark.parametrize(("played", "hidden", "samples"), LAYOUTS[1:])
+@pytest.mark.parametrize(("played", "hidden", "samples"), [LAYOUTS[1], LAYOUTS[4]])
 @pytest.mark.parametrize("kind", ["lstm", "gru", "mut3_zoneout"])
 def test_tf32(kind, played, hidden, samples):
     """Where torch's flags allow it operands of products have 11 bits, as float16's have."""

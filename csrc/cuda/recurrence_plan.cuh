@@ -89,13 +89,14 @@ inline int round_up(int value, int step) { return (value + step - 1) / step * st
 
 struct Machine {
   bool backward, tensor_cores;
-  int element_bytes, sum_bytes;
+  int element_bytes, sum_bytes, shared_bytes;
 
-  Machine(DType dtype, bool backward, bool tensor_cores)
+  Machine(DType dtype, bool backward, bool tensor_cores, int shared_bytes)
       : backward(backward),
         tensor_cores(tensor_cores),
         element_bytes(dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2)),
-        sum_bytes(dtype == DType::kFloat64 ? 8 : 4) {}
+        sum_bytes(dtype == DType::kFloat64 ? 8 : 4),
+        shared_bytes(shared_bytes) {}
   int chunk() const { return kChunkBytes / element_bytes; }
   int samples_at_once() const { return element_bytes == 8 ? kSamplesAtOnce<8> : kSamplesAtOnce<4>; }
 };
@@ -132,8 +133,11 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
                           : 1.0 * lane_rows * lane_samples * (kVecBytes / machine.element_bytes) * kWarpSize /
                                 (4 * (lane_rows + lane_samples));
   const int sample_tiles = plan.pass_samples / machine.samples_at_once();
+  product.weights_at = plan.shared_bytes;
+  product.sums_at = product.weights_at + padded_rows * depth_bytes;
   double least = 0;
   product.row_warps = 0;
+  bool fit = false;
   for (int row_warps = 1; row_warps <= kWarps; row_warps *= 2) {
     const int depth_warps = kWarps / row_warps < product.chunks ? kWarps / row_warps : product.chunks;
     const auto tiles = static_cast<int>(ceil_div(product.tiles, row_warps));
@@ -145,16 +149,16 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
         1.0 * tiles * product.tile_rows * chunks * machine.chunk() * plan.pass_samples * kWarps / rate;
     const double added = 2.0 * depth_warps * padded_rows * plan.pass_samples * machine.sum_bytes / 128;
     const double cycles = kLatency * static_cast<double>(loads) + multiplied + added;
-    if (product.row_warps == 0 || cycles < least) {
+    const int bytes = product.sums_at + depth_warps * plan.pass_samples * product.pitch * machine.sum_bytes;
+    const bool fits = bytes <= machine.shared_bytes;
+    if (product.row_warps == 0 || fits > fit || (fits == fit && cycles < least)) {
       least = cycles;
+      fit = fits;
       product.row_warps = row_warps;
       product.depth_warps = depth_warps;
+      plan.shared_bytes = bytes;
     }
   }
-  product.weights_at = plan.shared_bytes;
-  product.sums_at = product.weights_at + padded_rows * depth_bytes;
-  plan.shared_bytes =
-      product.sums_at + product.depth_warps * plan.pass_samples * product.pitch * machine.sum_bytes;
 
   const auto passes = static_cast<double>(plan.slots) / plan.pass_samples;
   const double read = 1.0 * padded_rows * depth_bytes * (machine.tensor_cores ? 1 : sample_tiles) / 128;
@@ -222,9 +226,9 @@ inline Plan plan_recurrence(const Recurrence& in, bool backward) {
   }
   const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
   if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
-    find_plan(in, Machine(in.dtype, backward, true), limits, best);
+    find_plan(in, Machine(in.dtype, backward, true, limits.shared_bytes), limits, best);
   }
-  if (!halves) find_plan(in, Machine(in.dtype, backward, false), limits, best);
+  if (!halves) find_plan(in, Machine(in.dtype, backward, false, limits.shared_bytes), limits, best);
   return best;
 }
 
