@@ -66,6 +66,7 @@ class Mutation:
 
 POOL, NORM, CELL, CONV = "test_max_pool2d.py", "test_batch_norm.py", "test_lstm_cell.py", "test_conv2d.py"
 LAYERS, VARIANTS = "test_recurrent_layers.py", "test_recurrent_variants.py"
+RECURRENCE = "test_recurrence_kernels.py"
 GEMM = "csrc/cuda/conv_implicit_gemm.cuh"
 VALUES = "emulated and test_values_and_gradients and float32"
 HOPPER = "emulated and test_hopper and bfloat16 and not three and not sample"
@@ -363,6 +364,46 @@ MUTATIONS = (
         EMULATOR,
         CELL,
         "emulated and test_second_derivatives and float32",
+    ),
+    Mutation(
+        "recurrence_meeting",
+        "a group's blocks go on before the last of them has arrived",
+        "csrc/cuda/recurrence_steps.cuh",
+        "arrivals += static_cast<unsigned>(plan.blocks);",
+        "arrivals += static_cast<unsigned>(plan.blocks) - 1;",
+        EMULATOR,
+        RECURRENCE,
+        "test_values_and_gradients and lstm and float32",
+    ),
+    Mutation(
+        "recurrence_turns",
+        "the new state takes the place of the one that others still multiply",
+        "csrc/cuda/recurrence_forward.cu",
+        "p_.h[(step_ + 1) % 2][state_at(item)] = seen;",
+        "p_.h[step_ % 2][state_at(item)] = seen;",
+        EMULATOR,
+        RECURRENCE,
+        "test_values_and_gradients and gru and float32",
+    ),
+    Mutation(
+        "recurrence_depth",
+        "all parts of the depth but the first leave a chunk out",
+        "csrc/cuda/recurrence_product.cuh",
+        "last_chunk = product.chunks * (depth_warp + 1) / product.depth_warps;",
+        "last_chunk = product.chunks * (depth_warp + 1) / product.depth_warps - (depth_warp > 0);",
+        EMULATOR,
+        RECURRENCE,
+        "test_values_and_gradients and rnn and bfloat16",
+    ),
+    Mutation(
+        "recurrence_reset_gradient",
+        "the gradient of r * h reaches r alone",
+        "csrc/cuda/recurrence_backward.cu",
+        "p_.carry_h[carry_at(item)] = o.carry_h + grad * r;",
+        "p_.carry_h[carry_at(item)] = o.carry_h;",
+        EMULATOR,
+        RECURRENCE,
+        "test_values_and_gradients and cho and float32",
     ),
     Mutation(
         "cpu_gates_swapped",

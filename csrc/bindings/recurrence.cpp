@@ -570,6 +570,7 @@ bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Step
   p.backward = at::GradMode::is_enabled();
   p.fits = &fit;
   BackendCall call(t.input);
+  p.in.allow_tf32 = tf32_is_allowed(call, t.input);
   call(&Backend::recurrence_fits, p);
   return fit;
 }

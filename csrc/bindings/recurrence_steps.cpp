@@ -105,11 +105,17 @@ at::Tensor rows_of(const at::Tensor& t, const Indices& indices) {
                 : t.index_select(0, index_tensor(indices, t));
 }
 
+bool tf32_is_allowed(const BackendCall& call, const at::Tensor& like) {
+  return like.scalar_type() == at::kFloat && call.runs_cuda_kernels() &&
+         at::globalContext().allowTF32CuDNN(at::Float32Op::RNN);
+}
+
 Recurrence Steps::tables(BackendCall& call, const at::Tensor& like, at::Tensor& keep) const {
   Recurrence r{};
   r.N = N;
   r.T = T;
   r.reverse = reverse;
+  r.allow_tf32 = tf32_is_allowed(call, like);
   if (is_whole()) return r;
   if (!call.runs_cuda_kernels()) {
     r.lengths = lengths.data();

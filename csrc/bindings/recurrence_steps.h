@@ -49,6 +49,10 @@ struct Steps {
 Steps steps_of(const char* op, const at::Tensor& input, const OptionalTensor& batch_sizes,
                const OptionalTensor& lengths, bool reverse);
 
+// Whether torch's flags let the products of a float32 recurrence round their operands to tf32
+// (torch.backends.cudnn.rnn.fp32_precision and what it inherits from). CPU kernels have no such thing.
+bool tf32_is_allowed(const BackendCall& call, const at::Tensor& like);
+
 at::Tensor index_tensor(const Indices& indices, const at::Tensor& like);
 
 // [T, N, X], or rows of it, as rows.

@@ -2,7 +2,7 @@
 // cluster's other blocks, and loads and stores of global memory that order what is around them. PTX under nvcc;
 // the emulator has the same functions. A cluster exists from sm_90 on: below, its functions trap.
 //
-// (PTX ISA: bar, barrier.cluster, mapa, fence, ld.acquire, st.release, atom.acq_rel.)
+// (PTX ISA: bar, barrier.cluster, mapa, fence, ld.acquire, st.release, atom.acq_rel, red.release.)
 #pragma once
 
 #include <cstdint>
@@ -110,6 +110,10 @@ __device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned* address, unsign
                : "memory");
   return old;
 }
+// Returns nothing, so nobody waits for the memory's answer.
+__device__ __forceinline__ void add_release(unsigned* address, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
 
 }  // namespace fastnn::cuda
 
@@ -141,6 +145,18 @@ __device__ __forceinline__ void meet(unsigned* counter, unsigned arrivals) {
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
     atomic_add_acq_rel(counter, 1);
+    while (load_acquire(counter) < arrivals) __nanosleep(20);
+  }
+  __syncthreads();
+}
+
+// meet() in two halves: between them a block may do what needs nothing of the others.
+__device__ __forceinline__ void meet_arrive(unsigned* counter) {
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) add_release(counter, 1);
+}
+__device__ __forceinline__ void meet_wait(unsigned* counter, unsigned arrivals) {
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
     while (load_acquire(counter) < arrivals) __nanosleep(20);
   }
   __syncthreads();

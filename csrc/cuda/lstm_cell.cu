@@ -12,12 +12,12 @@
 // kept in registers while the rows go by, taken in the accumulation type before the gate gradients are rounded
 // to theirs, and costs no second pass. Blocks that share columns leave partial sums, which combine_partials
 // adds.
-#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
 #include "../ops/lstm_cell.h"
 #include "../ops/lstm_cell_math.h"
+#include "cell_math.cuh"
 #include "dispatch.cuh"
 #include "reduce.cuh"
 #include "vec.cuh"
@@ -34,13 +34,6 @@ constexpr int kUnits = kVecSize<scalar_t> < 4 ? kVecSize<scalar_t> : 4;
 
 template <typename scalar_t>
 using BiasSums = Sums<acc_type<scalar_t>, kGates>;
-
-// exp and tanh of the CUDA library are within 2 ulp, so these are within about 3. exp overflows to inf below
-// v = -88 (-709 in float64), and the quotient to the 0 that it should be.
-__device__ __forceinline__ float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
-__device__ __forceinline__ double sigmoid(double v) { return 1.0 / (1.0 + exp(-v)); }
-__device__ __forceinline__ float hyperbolic_tangent(float v) { return tanhf(v); }
-__device__ __forceinline__ double hyperbolic_tangent(double v) { return tanh(v); }
 
 template <typename acc_t, int kVec>
 struct GateVecs {
@@ -96,14 +89,15 @@ struct Cells {
 template <typename acc_t, int kVec>
 __device__ __forceinline__ LstmCellValues<acc_t> activate(const GateVecs<acc_t, kVec>& a, int k, acc_t cx,
                                                           acc_t& cy) {
+  using M = CellMath<acc_t>;
   LstmCellValues<acc_t> v;
-  v.i = sigmoid(a.v[0][k]);
-  v.f = sigmoid(a.v[1][k]);
-  v.g = hyperbolic_tangent(a.v[2][k]);
-  v.o = sigmoid(a.v[3][k]);
+  v.i = M::sigmoid(a.v[0][k]);
+  v.f = M::sigmoid(a.v[1][k]);
+  v.g = M::tanh(a.v[2][k]);
+  v.o = M::sigmoid(a.v[3][k]);
   v.cx = cx;
   cy = v.f * cx + v.i * v.g;
-  v.tanh_cy = hyperbolic_tangent(cy);
+  v.tanh_cy = M::tanh(cy);
   return v;
 }
 

@@ -37,6 +37,8 @@ struct Recurrence {
   const int64_t* step_rows;    // [T]: step t of sample n is row step_rows[t] + sample_rows[n] of the sequence
   const int64_t* sample_rows;  // [N]
   const int64_t* state_rows;   // [N]: of the states before and after
+  // Of float32: whether operands of the products may be rounded to 11 bits (a GPU's tensor cores).
+  bool allow_tf32 = false;
 };
 
 // LSTM's gains and biases; null pointers: what they belong to is not normalised.

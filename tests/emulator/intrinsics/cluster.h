@@ -53,5 +53,9 @@ inline unsigned atomic_add_acq_rel(unsigned* address, unsigned value) {
   emulator::fence_acquire(emulator::FenceScope::kDevice);
   return old;
 }
+inline void add_release(unsigned* address, unsigned value) {
+  emulator::fence_release(emulator::FenceScope::kDevice);
+  atomicAdd(address, value);
+}
 
 }  // namespace fastnn::cuda

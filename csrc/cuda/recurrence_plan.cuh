@@ -1,0 +1,235 @@
+// How a recurrence (ops/recurrence.h) is laid out on a device; forward and backward are alike.
+//
+// Blocks stay for the whole sequence. They are cut into groups of `blocks`; a group has samples j * groups +
+// group, j < slots, and no business with the others. Within it a block owns `units` hidden units: it keeps in
+// shared memory the rows of W_hh that give their gates (backward: the columns that give their dh), multiplies
+// them in every step with what the whole group has left in global memory, and leaves what its own units give.
+//
+// A product has the block's rows [rows, depth] times the group's samples [depth, samples]. Its rows are cut
+// into tiles of a warp, its depth into chunks of 64 bytes of each sample, which four lanes of a warp load, 16
+// bytes each. Warps share tiles (row_warps) and depth (depth_warps); the sums of the latter are added in their
+// order.
+#pragma once
+
+#include <cstdint>
+
+#include "../ops/host_device.h"
+#include "../ops/recurrence.h"
+#include "device_limits.h"
+#include "reduce.cuh"
+#include "vec.cuh"
+
+namespace fastnn::cuda::recurrence {
+
+// One block a multiprocessor: 8 warps may have 255 registers a thread, which the loads of a product want.
+inline constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;
+// Samples whose sums a block holds at a time. Four tiles of 8 columns of an mma: a fragment of weights that has
+// been read is used four times, which is what tensor cores can do meanwhile.
+inline constexpr int kPassSamples = 32;
+inline constexpr int kChunkBytes = 64;
+// Units of a block come by fours, so that an LSTM's rows come by sixteens, the rows of an mma.
+inline constexpr int kUnitStep = 4;
+// Tiles of rows that a warp multiplies together on tensor cores: 4 by 4 tiles of samples are 64 accumulators.
+inline constexpr int kRowTilesAtOnce = 4;
+// Loads of state, 16 bytes a lane, that a warp has under way at a time on tensor cores.
+inline constexpr int kLoadsAhead = 8;
+// Samples that a warp multiplies together: a tile of an mma; on CUDA cores as many as registers hold.
+template <int kElementBytes>
+inline constexpr int kSamplesAtOnce = kElementBytes == 8 ? 4 : 8;
+// Cycles of a step, some 40 microseconds, from which on the framework's products, launched step by step, are
+// faster: they have all of the device's registers for tiles.
+inline constexpr double kMostCycles = 70000;
+// A group's counter has 128 bytes to itself, or one group's waiting would slow another's arrival.
+inline constexpr int kCounterWords = 32;
+
+// Blocks of W_hh that are multiplied with the same.
+struct RowBlocks {
+  int first, count;
+};
+inline constexpr int kProducts = 3;
+enum ProductIndex { kOfState, kOfReset, kOfTanh };  // of h, of r * h, of tanh(h)
+
+inline bool has_tanh_product(const RecurrentCell& cell) {
+  return cell.kind == CellKind::kReset && cell.z_sees_h && cell.z_sees_tanh_h;
+}
+
+inline RowBlocks row_blocks(const RecurrentCell& cell, int product) {
+  const int all = static_cast<int>(cell.recurrent_blocks());
+  if (cell.kind != CellKind::kReset) return {0, product == kOfState ? all : 0};
+  if (product == kOfReset) return {all - 1, 1};
+  if (product == kOfTanh) return {1, has_tanh_product(cell) ? 1 : 0};
+  return {0, has_tanh_product(cell) ? 1 : all - 1};
+}
+
+struct Product {
+  RowBlocks of;
+  int rows, tile_rows, tiles;
+  int chunks;  // of the depth
+  int row_warps, depth_warps;
+  bool tensor_cores;
+  int pitch;                // numbers from a sample's sums to the next one's
+  int weights_at, sums_at;  // bytes, in shared memory
+};
+
+struct Plan {
+  bool fits = false;
+  int units, blocks, groups, slots;
+  int pass_samples;
+  int padded;  // H, rounded up to whole chunks
+  int shared_bytes;
+  double cost;  // of a step, in cycles
+  Product products[kProducts];
+
+  // Samples of all groups, with those that only fill up eights.
+  FASTNN_HOST_DEVICE int64_t all_slots() const { return static_cast<int64_t>(groups) * slots; }
+  dim3 grid() const { return dim3(static_cast<unsigned>(groups * blocks)); }
+};
+
+inline int round_up(int value, int step) { return (value + step - 1) / step * step; }
+
+struct Machine {
+  bool backward, tensor_cores;
+  int element_bytes, sum_bytes, shared_bytes;
+
+  Machine(DType dtype, bool backward, bool tensor_cores, int shared_bytes)
+      : backward(backward),
+        tensor_cores(tensor_cores),
+        element_bytes(dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2)),
+        sum_bytes(dtype == DType::kFloat64 ? 8 : 4),
+        shared_bytes(shared_bytes) {}
+  int chunk() const { return kChunkBytes / element_bytes; }
+  int samples_at_once() const { return element_bytes == 8 ? kSamplesAtOnce<8> : kSamplesAtOnce<4>; }
+};
+
+// Lays out one product behind what shared memory has already; its part of the step's cycles.
+inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
+  if (product.of.count == 0) {
+    product.rows = 0;
+    return 0;
+  }
+  const int deep = machine.backward ? product.of.count : 1;
+  product.rows = machine.backward ? plan.units : plan.units * product.of.count;
+  // On CUDA cores a tile has 8, 16 or 32 rows: of the tallest that fills up no more than needs be, weights and
+  // state that have been read are used most often.
+  product.tensor_cores = machine.tensor_cores;
+  product.tile_rows = 16;
+  if (!machine.tensor_cores) {
+    const int height = round_up(product.rows, 8);
+    product.tile_rows = height % 32 == 0 ? 32 : (height % 16 == 0 ? 16 : 8);
+  }
+  product.tiles = round_up(product.rows, product.tile_rows) / product.tile_rows;
+  product.chunks = deep * plan.padded / machine.chunk();
+  const int padded_rows = product.tiles * product.tile_rows, depth_bytes = product.chunks * kChunkBytes;
+  // 4 beyond a multiple of 8: the sums that a warp stores at once lie in different banks.
+  product.pitch = padded_rows + 4;
+
+  // Of a pass, how warps share it: what they wait for L2, what they multiply and the sums' way through shared
+  // memory, 128 bytes a cycle. Multiply-adds a cycle: mma.sync's on Hopper; on CUDA cores, whose registers must
+  // be filled with rows and samples by loads of 16 bytes a lane, 4 cycles each, what these leave.
+  constexpr double kLatency = 500;
+  const int lane_rows = product.tile_rows / 8, lane_samples = machine.samples_at_once();
+  const double rate = machine.tensor_cores
+                          ? 2048.0 / machine.element_bytes
+                          : 1.0 * lane_rows * lane_samples * (kVecBytes / machine.element_bytes) * kWarpSize /
+                                (4 * (lane_rows + lane_samples));
+  const int sample_tiles = plan.pass_samples / machine.samples_at_once();
+  product.weights_at = plan.shared_bytes;
+  product.sums_at = product.weights_at + padded_rows * depth_bytes;
+  double least = 0;
+  product.row_warps = 0;
+  bool fit = false;
+  for (int row_warps = 1; row_warps <= kWarps; row_warps *= 2) {
+    const int depth_warps = kWarps / row_warps < product.chunks ? kWarps / row_warps : product.chunks;
+    const auto tiles = static_cast<int>(ceil_div(product.tiles, row_warps));
+    const auto chunks = static_cast<int>(ceil_div(product.chunks, depth_warps));
+    const int64_t loads = machine.tensor_cores
+                              ? ceil_div(tiles, kRowTilesAtOnce) * ceil_div(chunks * sample_tiles, kLoadsAhead)
+                              : int64_t{tiles} * sample_tiles * ceil_div(chunks, 2);
+    const double multiplied =
+        1.0 * tiles * product.tile_rows * chunks * machine.chunk() * plan.pass_samples * kWarps / rate;
+    const double added = 2.0 * depth_warps * padded_rows * plan.pass_samples * machine.sum_bytes / 128;
+    const double cycles = kLatency * static_cast<double>(loads) + multiplied + added;
+    const int bytes = product.sums_at + depth_warps * plan.pass_samples * product.pitch * machine.sum_bytes;
+    const bool fits = bytes <= machine.shared_bytes;
+    if (product.row_warps == 0 || fits > fit || (fits == fit && cycles < least)) {
+      least = cycles;
+      fit = fits;
+      product.row_warps = row_warps;
+      product.depth_warps = depth_warps;
+      plan.shared_bytes = bytes;
+    }
+  }
+
+  const auto passes = static_cast<double>(plan.slots) / plan.pass_samples;
+  const double read = 1.0 * padded_rows * depth_bytes * (machine.tensor_cores ? 1 : sample_tiles) / 128;
+  const double exchanged = 1.0 * plan.slots * depth_bytes / 32;  // L2 gives some 32 bytes a cycle to each
+  return passes * (least > read ? least : read) + exchanged;
+}
+
+inline Plan plan_with(const Recurrence& in, const Machine& machine, int blocks, int groups) {
+  // To arrive, to be seen by the last of the others, and their state's first way through L2; and what the sums
+  // and activations of a unit of each thread take.
+  constexpr double kMeeting = 2000, kMeetingOfBlock = 8, kActivations = 400;
+  Plan plan;
+  const auto H = static_cast<int>(in.H);
+  plan.units = round_up(static_cast<int>(ceil_div(H, blocks)), kUnitStep);
+  plan.blocks = static_cast<int>(ceil_div(H, plan.units));
+  plan.groups = groups;
+  plan.slots = static_cast<int>(ceil_div(in.N, groups));
+  plan.slots = round_up(plan.slots, 8);
+  plan.pass_samples = plan.slots < kPassSamples ? plan.slots : kPassSamples;
+  plan.padded = round_up(H, machine.chunk());
+  plan.shared_bytes = 0;
+  plan.cost = 0;
+  int phases = 0;
+  for (int p = 0; p < kProducts; ++p) {
+    plan.products[p].of = row_blocks(in.cell, p);
+    plan.cost += lay_out(machine, plan, plan.products[p]);
+    phases += plan.products[p].of.count > 0 && p != kOfTanh;
+  }
+  plan.cost += kActivations * static_cast<double>(ceil_div(int64_t{plan.slots} * plan.units, kThreads));
+  if (plan.blocks > 1) plan.cost += phases * (kMeeting + kMeetingOfBlock * plan.blocks);
+  return plan;
+}
+
+// The cheapest layout that fits the device, one block to a multiprocessor at most.
+inline void find_plan(const Recurrence& in, const Machine& machine, const DeviceLimits& limits, Plan& best) {
+  int units_before = 0;
+  for (int blocks = 1; blocks <= limits.multiprocessors; ++blocks) {
+    const int units = round_up(static_cast<int>(ceil_div(in.H, blocks)), kUnitStep);
+    if (units == units_before) continue;
+    units_before = units;
+    // What is far too large is not laid out: bytes of shared memory are counted in 32 bits.
+    const int64_t weights = in.cell.recurrent_blocks() * units * in.H * machine.element_bytes;
+    if (weights > limits.shared_bytes) continue;
+    const auto used = static_cast<int>(ceil_div(in.H, units));
+    const int64_t fit = limits.multiprocessors / used;
+    const auto most = static_cast<int>(fit < in.N ? fit : in.N);
+    for (int groups = 1; groups <= most; groups = groups < most && 2 * groups > most ? most : 2 * groups) {
+      Plan plan = plan_with(in, machine, used, groups);
+      plan.fits = plan.shared_bytes <= limits.shared_bytes && plan.cost <= kMostCycles;
+      if (plan.fits && (!best.fits || plan.cost < best.cost)) best = plan;
+    }
+  }
+}
+
+// Of the current device. Tensor cores take float32 only rounded, and want 16 rows where shared memory may have
+// room for 8: then CUDA cores multiply it.
+inline Plan plan_recurrence(const Recurrence& in, bool backward) {
+  const DeviceLimits limits = device_limits();
+  Plan best;
+  // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
+  constexpr int64_t kMany = int64_t{1} << 31;
+  if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
+      2 * in.T * limits.multiprocessors >= kMany) {
+    return best;
+  }
+  const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
+  if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
+    find_plan(in, Machine(in.dtype, backward, true, limits.shared_bytes), limits, best);
+  }
+  if (!halves) find_plan(in, Machine(in.dtype, backward, false, limits.shared_bytes), limits, best);
+  return best;
+}
+
+}  // namespace fastnn::cuda::recurrence

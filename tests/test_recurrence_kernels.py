@@ -1,0 +1,123 @@
+"""The recurrence's CUDA kernels, whatever blocks they are shared out among (csrc/cuda/recurrence_plan.cuh).
+
+The emulator plays small devices, on which layers of tens of units need what layers of a thousand need on a real one:
+several blocks for the units, several groups for the samples, several passes of a group.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from recurrent_pairs import ROUNDING, batch_of, close, flat, hidden_of, states_of
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastnn
+from fastnn.testing.access_profile import access_profile
+from fastnn.testing.emulation import emulated_cuda, execution_order, played_device
+
+pytestmark = pytest.mark.skipif(os.environ.get("FASTNN_TEST_EMULATOR") == "0", reason="the emulator is left out")
+
+FORWARD, BACKWARD = "recurrence_forward", "recurrence_backward"
+# A block has all units; a group of few samples for each multiprocessor.
+ROOMY = {"multiprocessors": 4}
+# Several blocks of a few units; with 9 of them, groups of these.
+TIGHT = {"multiprocessors": 9, "shared_bytes": 16 * 1024}
+# One group, of more samples than a pass has.
+NARROW = {"multiprocessors": 5, "shared_bytes": 24 * 1024}
+
+KINDS = {
+    "lstm": ("LSTM", {}),
+    "peephole_zoneout": ("LSTM", {"peephole": True, "zoneout": (0.3, 0.2)}),
+    "coupled_previous": ("LSTM", {"coupled": True, "peephole": True, "peephole_previous": True}),
+    "softsign": ("LSTM", {"candidate_activation": "softsign", "output_activation": "identity", "coupled": True}),
+    "gru": ("GRU", {}),
+    "gru_zoneout": ("GRU", {"zoneout": 0.3}),
+    "cho": ("GRU", {"reset_after": False}),
+    "rnn": ("RNN", {}),
+    "rnn_zoneout": ("RNN", {"nonlinearity": "softsign", "zoneout": 0.2}),
+    "mut1": ("MUT1", {}),
+    "mut2": ("MUT2", {}),
+    "mut3_zoneout": ("MUT3", {"zoneout": 0.3}),
+}
+# Played device, hidden size, lengths or samples of 4 steps.
+LAYOUTS = [
+    (ROOMY, 7, [4, 1, 5]),
+    (ROOMY, 40, 9),
+    (TIGHT, 21, [4, 5, 5, 2, 1, 4, 5, 3, 4]),
+    (TIGHT, 37, 1),
+    (NARROW, 19, 35),
+]
+
+
+def build(kind: str, hidden: int, dtype: torch.dtype, **more):
+    """Zoneout is by its expectation."""
+    name, options = KINDS[kind]
+    torch.manual_seed(1)
+    inputs = hidden if name in ("MUT1", "MUT2") else 5
+    return getattr(fastnn.nn, name)(inputs, hidden, **options, **more).to(dtype).eval()
+
+
+def values_and_gradients(layer, samples, rounded: torch.dtype):
+    """Everything that the layer computes of inputs and with cotangents that are numbers of another type."""
+    lengths = samples if isinstance(samples, list) else None
+    count = len(samples) if lengths else samples
+    dtype = next(layer.parameters()).dtype
+    x = batch_of(max(lengths) if lengths else 4, count, layer.input_size, dtype=rounded)
+    leaves = [t.to(dtype).requires_grad_() for t in (x, *states_of(layer, count, rounded))]
+    given = pack_padded_sequence(leaves[0], torch.tensor(lengths), enforce_sorted=False) if lengths else leaves[0]
+    got = flat(layer(given, hidden_of(layer, tuple(leaves[1:]))))
+    generator = torch.Generator().manual_seed(4)
+    cotangents = [torch.randn(t.shape, generator=generator).to(rounded).to(dtype) for t in got]
+    return [*got, *torch.autograd.grad(got, [*leaves, *layer.parameters()], cotangents)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("played", "hidden", "samples"), LAYOUTS)
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_values_and_gradients(kind, played, hidden, samples, dtype):
+    """Against the CPU's kernels in float64."""
+    layer = build(kind, hidden, dtype)
+    with emulated_cuda(), played_device(**played), access_profile() as kernels:
+        got = values_and_gradients(layer, samples, dtype)
+    assert {FORWARD, BACKWARD} <= {kernel.name for kernel in kernels}
+    close(got, values_and_gradients(copy.deepcopy(layer).double(), samples, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["peephole_zoneout", "gru", "mut3_zoneout"])
+def test_every_order_of_execution_gives_the_same_bits(kind, dtype):
+    played, hidden, samples = LAYOUTS[2]
+    layer = build(kind, hidden, dtype, bidirectional=kind != "mut3_zoneout")
+    with emulated_cuda(), played_device(**played):
+        first = values_and_gradients(layer, samples, dtype)
+        for seed in (1, 2, 3):
+            with execution_order(seed, 2):
+                for again, value in zip(values_and_gradients(layer, samples, dtype), first, strict=True):
+                    assert torch.equal(again, value)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "cho"])
+def test_weights_that_do_not_fit(kind):
+    """The cell is stepped."""
+    layer = build(kind, 40, torch.float32)
+    with emulated_cuda(), played_device(multiprocessors=2, shared_bytes=4096), access_profile() as kernels:
+        got = values_and_gradients(layer, 3, torch.float32)
+    assert not {FORWARD, BACKWARD} & {kernel.name for kernel in kernels}
+    close(got, values_and_gradients(copy.deepcopy(layer).double(), 3, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize(("played", "hidden", "samples"), [LAYOUTS[1], LAYOUTS[4]])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "mut3_zoneout"])
+def test_tf32(kind, played, hidden, samples):
+    """Where torch's flags allow it operands of products have 11 bits, as float16's have."""
+    layer = build(kind, hidden, torch.float32)
+    want = values_and_gradients(copy.deepcopy(layer).double(), samples, torch.float32)
+    with emulated_cuda(), played_device(**played):
+        exact = values_and_gradients(layer, samples, torch.float32)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            got = values_and_gradients(layer, samples, torch.float32)
+    assert not torch.equal(exact[0], got[0])
+    close(got, want, torch.float32, ROUNDING[torch.float16])
