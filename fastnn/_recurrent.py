@@ -86,6 +86,7 @@ def lstm(
     lengths: Tensor | None = None,
     reverse: bool = False,
     return_cells: bool = False,
+    memory_efficient: bool = False,
     peephole: Tensor | None = None,
     peephole_previous: bool = False,
     coupled: bool = False,
@@ -122,6 +123,8 @@ def lstm(
         lengths: ``[N]``, the steps of each sample, from 0 to T, in any order; None for T. Outputs beyond are 0.
         reverse: whether each sample begins with its own last step.
         return_cells: whether c of every step is returned too.
+        memory_efficient: whether backward makes the gates again and forward keeps none: five numbers fewer for each
+            step and unit, and one more forward pass.
         peephole: ``[3, H]``, the diagonals p by which i and f see c and o sees c': ``i += p_0 * c``, ``f += p_1 * c``,
             ``o += p_2 * c'``, before their activations (Gers and Schmidhuber 2000); ``[2, H]`` of f and o where
             ``coupled``; None for none.
@@ -185,6 +188,7 @@ def lstm(
         reverse,
         return_cells,
         cell,
+        memory_efficient,
     )
     return (y, h_n, c_n, c) if return_cells else (y, h_n, c_n)
 
@@ -292,6 +296,7 @@ def _without_c(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
+    memory_efficient: bool,
     cell: list[int],
 ) -> tuple[Tensor, Tensor]:
     y, h_n, _, _ = torch.ops.fastnn.recurrence(
@@ -314,6 +319,7 @@ def _without_c(
         reverse,
         False,
         cell,
+        memory_efficient,
     )
     return y, h_n
 
@@ -329,6 +335,7 @@ def gru(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    memory_efficient: bool = False,
     reset_after: bool = True,
     zoneout_h: Tensor | None = None,
     gate_activation: str = "sigmoid",
@@ -355,6 +362,7 @@ def gru(
         batch_sizes: ``[T]``, as in a ``PackedSequence``; None for padded input.
         lengths: ``[N]``, the steps of each sample, from 0 to T, in any order; None for T. Outputs beyond are 0.
         reverse: whether each sample begins with its own last step.
+        memory_efficient: as of :func:`lstm`.
         reset_after: whether r is applied after the product with ``w_hh``, or to h before it.
         zoneout_h: d, the share of the old h kept: ``h'' = d * h + (1 - d) * h'``; of every step, ``[T, N, H]`` or
             ``[sum of batch_sizes, H]``, or of all alike, ``[H]``. None for 0.
@@ -371,7 +379,9 @@ def gru(
     Formula: Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder".
     """
     cell = _cell(_GRU if reset_after else _RESET, gate_activation, candidate_activation)
-    return _without_c(input, h0, w_ih, w_hh, b_ih, b_hh, zoneout_h, batch_sizes, lengths, reverse, cell)
+    return _without_c(
+        input, h0, w_ih, w_hh, b_ih, b_hh, zoneout_h, batch_sizes, lengths, reverse, memory_efficient, cell
+    )
 
 
 def gru_cell(
@@ -410,7 +420,7 @@ def gru_cell(
     """
     cell = _cell(_GRU if reset_after else _RESET, gate_activation, candidate_activation)
     zoneout = _one_step(zoneout_h)
-    return _without_c(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, zoneout, None, None, False, cell)[1]
+    return _without_c(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, zoneout, None, None, False, False, cell)[1]
 
 
 def rnn(
@@ -424,6 +434,7 @@ def rnn(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    memory_efficient: bool = False,
     nonlinearity: str = "tanh",
     zoneout_h: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -441,6 +452,7 @@ def rnn(
         batch_sizes: ``[T]``, as in a ``PackedSequence``; None for padded input.
         lengths: ``[N]``, the steps of each sample, from 0 to T, in any order; None for T. Outputs beyond are 0.
         reverse: whether each sample begins with its own last step.
+        memory_efficient: as of :func:`lstm`.
         nonlinearity: one of :data:`GATE_ACTIVATIONS`; torch's are ``tanh`` and ``relu``.
         zoneout_h: d, the share of the old h kept: ``h'' = d * h + (1 - d) * h'``; of every step, ``[T, N, H]`` or
             ``[sum of batch_sizes, H]``, or of all alike, ``[H]``. None for 0.
@@ -455,7 +467,9 @@ def rnn(
     Formula: Elman 1990, "Finding structure in time".
     """
     cell = _cell(_RNN, candidate=nonlinearity, candidate_argument="nonlinearity")
-    return _without_c(input, h0, w_ih, w_hh, b_ih, b_hh, zoneout_h, batch_sizes, lengths, reverse, cell)
+    return _without_c(
+        input, h0, w_ih, w_hh, b_ih, b_hh, zoneout_h, batch_sizes, lengths, reverse, memory_efficient, cell
+    )
 
 
 def rnn_cell(
@@ -490,7 +504,7 @@ def rnn_cell(
     """
     cell = _cell(_RNN, candidate=nonlinearity, candidate_argument="nonlinearity")
     zoneout = _one_step(zoneout_h)
-    return _without_c(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, zoneout, None, None, False, cell)[1]
+    return _without_c(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, zoneout, None, None, False, False, cell)[1]
 
 
 def mut(
@@ -504,6 +518,7 @@ def mut(
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,
     reverse: bool = False,
+    memory_efficient: bool = False,
     zoneout_h: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer of MUT1, MUT2 or MUT3 in one direction, over whole sequences.
@@ -532,6 +547,7 @@ def mut(
         batch_sizes: ``[T]``, as in a ``PackedSequence``; None for padded input.
         lengths: ``[N]``, the steps of each sample, from 0 to T, in any order; None for T. Outputs beyond are 0.
         reverse: whether each sample begins with its own last step.
+        memory_efficient: as of :func:`lstm`.
         zoneout_h: d, the share of the old h kept: ``h'' = d * h + (1 - d) * h'``; of every step, ``[T, N, H]`` or
             ``[sum of batch_sizes, H]``, or of all alike, ``[H]``. None for 0.
 
@@ -548,7 +564,9 @@ def mut(
         raise ValueError(f"variant must be 1, 2 or 3, got {variant!r}")
     cell = _cell(_RESET, z_takes=True, z_sees_h=variant != 1, z_sees_tanh_h=variant == 3)
     if variant == 3:
-        return _without_c(input, h0, w_ih, w_hh, bias, None, zoneout_h, batch_sizes, lengths, reverse, cell)
+        return _without_c(
+            input, h0, w_ih, w_hh, bias, None, zoneout_h, batch_sizes, lengths, reverse, memory_efficient, cell
+        )
     hidden = w_hh.size(1)
     if input.size(-1) != hidden:
         raise RuntimeError(f"mut: MUT{variant} takes inputs of w_hh's {hidden} units, got {input.size(-1)}")
@@ -556,7 +574,9 @@ def mut(
     projected, alone = F.linear(x, w_ih), torch.tanh(x) if variant == 1 else x
     made = torch.cat([projected, alone] if variant == 1 else [alone, projected], -1)
     made = made if bias is None else made + bias
-    return _without_c(made, h0, None, w_hh, None, None, zoneout_h, batch_sizes, lengths, reverse, cell)
+    return _without_c(
+        made, h0, None, w_hh, None, None, zoneout_h, batch_sizes, lengths, reverse, memory_efficient, cell
+    )
 
 
 def mut_cell(

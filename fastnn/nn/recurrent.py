@@ -20,14 +20,20 @@ class RecurrentLayer(torch.nn.RNNBase):
 
     Attributes:
         cell_options: what makes the cell a variant.
+        memory_efficient: whether backward makes the gates again and forward keeps none.
     """
 
     cell_options: CellOptions
+    memory_efficient: bool = False
     _compute: ClassVar[Callable[..., Any]]
     _state_names: ClassVar[tuple[str, ...]] = ("hx",)  # as errors call them
 
-    def _take_options(self, options: CellOptions) -> None:
+    def _take_options(self, options: CellOptions, memory_efficient: bool) -> None:
         """Makes a layer that torch's constructor has made one with these options."""
+        if not isinstance(memory_efficient, bool):
+            raise ValueError(f"memory_efficient must be True or False, got {memory_efficient!r}")
+        if memory_efficient:
+            self.memory_efficient = True
         directions = 2 if self.bidirectional else 1
         state = self.proj_size or self.hidden_size
         inputs = [self.input_size, *[state * directions] * (self.num_layers - 1)]
@@ -69,7 +75,8 @@ class RecurrentLayer(torch.nn.RNNBase):
 
     def extra_repr(self) -> str:
         """As torch's, and the options that are given."""
-        return ", ".join(filter(None, (super().extra_repr(), str(self.cell_options))))
+        efficient = "memory_efficient=True" if self.memory_efficient else ""
+        return ", ".join(filter(None, (super().extra_repr(), str(self.cell_options), efficient)))
 
     def _weights_of(self, index: int) -> Weights:
         """Of one direction of one layer, by their names without what follows them."""
@@ -87,6 +94,7 @@ class RecurrentLayer(torch.nn.RNNBase):
 
     def _call_compute(self, input: Tensor, states: States, weights: Weights, **steps: Any) -> tuple[Tensor, ...]:
         """One direction of one layer."""
+        steps["memory_efficient"] = self.memory_efficient
         return self.cell_options.call(type(self)._compute, input, states, weights, self.training, **steps)
 
     def _run_sequences(

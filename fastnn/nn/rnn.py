@@ -52,6 +52,8 @@ class LSTM(RecurrentLayer, torch.nn.LSTM):
         gate_activation: of i, f and o: one of ``fastnn.functional.GATE_ACTIVATIONS``.
         candidate_activation: of g, likewise.
         output_activation: of c, likewise.
+        memory_efficient: whether backward makes the gates again and forward keeps none of them: what is kept of a step
+            and unit is h, for one more forward pass. The bits are the same.
         **kwargs: as of ``torch.nn.LSTM``.
 
     Raises:
@@ -79,6 +81,7 @@ class LSTM(RecurrentLayer, torch.nn.LSTM):
         gate_activation: str = "sigmoid",
         candidate_activation: str = "tanh",
         output_activation: str = "tanh",
+        memory_efficient: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -94,7 +97,8 @@ class LSTM(RecurrentLayer, torch.nn.LSTM):
                 gate_activation=gate_activation,
                 candidate_activation=candidate_activation,
                 output_activation=output_activation,
-            )
+            ),
+            memory_efficient,
         )
 
     def forward(
@@ -176,6 +180,7 @@ class GRU(_HiddenLayer, torch.nn.GRU):
         weight_dropout: of ``weight_hh``.
         gate_activation: of r and z.
         candidate_activation: of n.
+        memory_efficient: as of :class:`LSTM`.
         **kwargs: as of ``torch.nn.GRU``.
 
     Raises:
@@ -197,6 +202,7 @@ class GRU(_HiddenLayer, torch.nn.GRU):
         weight_dropout: float = 0.0,
         gate_activation: str = "sigmoid",
         candidate_activation: str = "tanh",
+        memory_efficient: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -207,7 +213,8 @@ class GRU(_HiddenLayer, torch.nn.GRU):
                 weight_dropout=weight_dropout,
                 gate_activation=gate_activation,
                 candidate_activation=candidate_activation,
-            )
+            ),
+            memory_efficient,
         )
 
 
@@ -224,6 +231,7 @@ class RNN(_HiddenLayer, torch.nn.RNN):
         *args: as of ``torch.nn.RNN``.
         zoneout: as of :class:`LSTM`, of h.
         weight_dropout: likewise, of ``weight_hh``.
+        memory_efficient: as of :class:`LSTM`.
         **kwargs: as of ``torch.nn.RNN``.
 
     Raises:
@@ -246,13 +254,14 @@ class RNN(_HiddenLayer, torch.nn.RNN):
         *args: Any,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
+        memory_efficient: bool = False,
         **kwargs: Any,
     ) -> None:
         check_activation("nonlinearity", nonlinearity)
         known = nonlinearity if nonlinearity in TORCH_NONLINEARITIES else "tanh"
         super().__init__(input_size, hidden_size, num_layers, known, *args, **kwargs)
         self.nonlinearity = nonlinearity
-        self._take_options(RNNOptions(zoneout=zoneout, weight_dropout=weight_dropout))
+        self._take_options(RNNOptions(zoneout=zoneout, weight_dropout=weight_dropout), memory_efficient)
 
     @property
     def is_plain(self) -> bool:
@@ -285,13 +294,15 @@ class _MUT(_HiddenLayer):
         *,
         zoneout: float = 0.0,
         weight_dropout: float = 0.0,
+        memory_efficient: bool = False,
     ) -> None:
         sizes = (input_size, hidden_size, num_layers)
         others = {"dropout": dropout, "bidirectional": bidirectional, "device": device, "dtype": dtype}
         # torch's constructor checks the arguments, and knows torch's modes alone.
         super().__init__("GRU", *sizes, bias, batch_first, **others)
         self.mode = type(self).__name__
-        self._take_options(dataclasses.replace(self.cell_options, zoneout=zoneout, weight_dropout=weight_dropout))
+        options = dataclasses.replace(self.cell_options, zoneout=zoneout, weight_dropout=weight_dropout)
+        self._take_options(options, memory_efficient)
 
 
 class MUT1(_MUT):
@@ -314,6 +325,7 @@ class MUT1(_MUT):
         dtype: their type.
         zoneout: as of :class:`LSTM`, of h.
         weight_dropout: likewise, of ``weight_hh``.
+        memory_efficient: as of :class:`LSTM`.
 
     Attributes:
         weight_ih_l0: ``[2 * H, I]``, blocks for r and z; ``weight_ih_l1_reverse`` and the like of the others.
