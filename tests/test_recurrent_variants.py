@@ -465,7 +465,7 @@ def test_memory_efficient_layers_have_the_same_bits_and_keep_less(variant, lengt
         x = batch_of(6, 3, module.input_size, dtype=torch.float32, device=backend.device)
         saved = []
         torch.manual_seed(9)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
             output = flat(module(x, lengths=None if lengths is None else torch.tensor(lengths)))
         torch.manual_seed(3)
         loss = sum((t * torch.randn_like(t)).sum() for t in output)
