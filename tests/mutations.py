@@ -366,7 +366,7 @@ MUTATIONS = (
         "emulated and test_second_derivatives and float32",
     ),
     Mutation(
-        "recurrence_meeting",
+        "cuda_recurrence_meeting",
         "a group's blocks go on before the last of them has arrived",
         "csrc/cuda/recurrence_steps.cuh",
         "arrivals += static_cast<unsigned>(plan.blocks);",
@@ -376,7 +376,7 @@ MUTATIONS = (
         "test_values_and_gradients and lstm and float32",
     ),
     Mutation(
-        "recurrence_turns",
+        "cuda_recurrence_turns",
         "the new state takes the place of the one that others still multiply",
         "csrc/cuda/recurrence_forward.cu",
         "p_.h[(step_ + 1) % 2][state_at(item)] = seen;",
@@ -386,7 +386,7 @@ MUTATIONS = (
         "test_values_and_gradients and gru and float32",
     ),
     Mutation(
-        "recurrence_depth",
+        "cuda_recurrence_depth",
         "all parts of the depth but the first leave a chunk out",
         "csrc/cuda/recurrence_product.cuh",
         "last_chunk = product.chunks * (depth_warp + 1) / product.depth_warps;",
@@ -396,7 +396,7 @@ MUTATIONS = (
         "test_values_and_gradients and rnn and bfloat16",
     ),
     Mutation(
-        "recurrence_reset_gradient",
+        "cuda_recurrence_reset_gradient",
         "the gradient of r * h reaches r alone",
         "csrc/cuda/recurrence_backward.cu",
         "p_.carry_h[carry_at(item)] = o.carry_h + grad * r;",
