@@ -362,6 +362,25 @@ ElevenTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor&
           wanted(kNormCBias, [&] { return grad_norm_c_bias; })};
 }
 
+// Whether the backend's kernels are for a recurrence of these sizes; T matters from millions on.
+bool kernels_fit(const at::Tensor& input, const RecurrentCell& cell, int64_t N, int64_t H, int64_t T,
+                 bool normalised, bool backward) {
+  BackendCall call(input);
+  bool fit = false;
+  RecurrenceFitsParams p{};
+  p.in.cell = cell;
+  p.in.dtype = dtype_of("recurrence", "input", input);
+  p.in.N = N;
+  p.in.H = H;
+  p.in.T = T;
+  p.in.allow_tf32 = tf32_is_allowed(call, input);
+  p.normalised = normalised;
+  p.backward = backward;
+  p.fits = &fit;
+  call(&Backend::recurrence_fits, p);
+  return fit;
+}
+
 // ---- autograd -----------------------------------------------------------------------------------------------
 
 const auto& layer_op() {
@@ -396,7 +415,9 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
       wanted[i] = t[i].defined() && task_should_compute_output(i);
     }
     const OptionalTensor d_h = some(zoneout_h.unpack()), d_c = some(zoneout_c.unpack());
-    if (at::GradMode::is_enabled()) return by_steps(t, d_h, d_c, wanted, grads);
+    // What fitted forward may fit no more: torch's flags may have changed since.
+    const bool fits = fits_backward(t, d_h, d_c);
+    if (at::GradMode::is_enabled() || !fits) return by_steps(t, d_h, d_c, wanted, grads);
     at::Tensor gates_then, record_then, normalised_then, statistics_then;
     if (is_saved) {
       gates_then = gates.unpack(getptr());
@@ -428,10 +449,22 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
   }
 
  private:
+  bool fits_backward(const std::array<at::Tensor, kInputs>& t, const OptionalTensor& d_h,
+                     const OptionalTensor& d_c) const {
+    if (!BackendCall(t[kInput]).runs_cuda_kernels()) return true;
+    const RecurrentCell cell =
+        cell_of("recurrence_layer", numbers, t[kPeephole].defined(), d_h.has_value(), d_c.has_value());
+    return kernels_fit(t[kInput], cell, t[kH0].sym_size(0).guard_int(__FILE__, __LINE__),
+                       t[kWhh].sym_size(1).guard_int(__FILE__, __LINE__), /*T=*/1,
+                       t[kNormH].defined() || t[kNormCWeight].defined(), true);
+  }
+
   // A gradient that is to be differentiated again: that of the cell stepped over time.
   variable_list by_steps(const std::array<at::Tensor, kInputs>& t, const OptionalTensor& d_h,
                          const OptionalTensor& d_c, const std::array<bool, kInputs>& asked,
                          const variable_list& grads) {
+    const bool again = at::GradMode::is_enabled();
+    const at::AutoGradMode with_graph(true);
     const Steps steps = steps_of("recurrence_layer", t[kInput], batch_sizes, lengths, reverse);
     const LayerTensors tensors{
         t[kInput],     t[kH0],          some(t[kC0]),          some(t[kWih]),       t[kWhh],
@@ -439,12 +472,13 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
         d_c,           some(t[kNormH]), some(t[kNormCWeight]), some(t[kNormCBias]), numbers};
     const RecurrentCell cell =
         cell_of("recurrence_layer", numbers, t[kPeephole].defined(), d_h.has_value(), d_c.has_value());
-    const SteppedLayer again = step_through(tensors, cell, steps, grads[3].defined());
+    const SteppedLayer stepped = step_through(tensors, cell, steps, grads[3].defined());
     const int64_t rows = flattened(t[kInput]).size(0);
     auto size = t[kInput].sizes().vec();
     size.back() = t[kH0].size(1);
     variable_list outputs, directions, wanted;
-    const std::array<at::Tensor, 4> all{steps.put(again.y, rows).view(size), again.h_n, again.c_n, again.c};
+    const std::array<at::Tensor, 4> all{steps.put(stepped.y, rows).view(size), stepped.h_n, stepped.c_n,
+                                        stepped.c};
     for (size_t i = 0; i < 4; ++i) {
       if (!grads[i].defined() || !all[i].defined() || !all[i].requires_grad()) continue;
       outputs.push_back(all[i]);
@@ -458,8 +492,8 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
     }
     variable_list result(kInputs);
     if (outputs.empty() || wanted.empty()) return result;
-    const variable_list found = torch::autograd::grad(outputs, wanted, directions, /*retain_graph=*/true,
-                                                      /*create_graph=*/true, /*allow_unused=*/true);
+    const variable_list found = torch::autograd::grad(outputs, wanted, directions, /*retain_graph=*/again,
+                                                      /*create_graph=*/again, /*allow_unused=*/true);
     for (size_t i = 0; i < places.size(); ++i) result[places[i]] = found[i];
     return result;
   }
@@ -557,22 +591,17 @@ bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Step
         t.peephole, t.zoneout_h, t.zoneout_c, t.norm_h, t.norm_c_weight, t.norm_c_bias}) {
     if (!fits(x)) return false;
   }
-  if (steps == nullptr) return true;  // a traced call is for any number of steps
-  if (steps->T <= kFewSteps) return false;
-  bool fit = false;
-  RecurrenceFitsParams p{};
-  p.in.cell = cell;
-  p.in.dtype = dtype_of("recurrence", "input", t.input);
-  p.in.N = steps->N;
-  p.in.H = t.w_hh.size(1);
-  p.in.T = steps->T;
-  p.normalised = t.norm_h.has_value() || t.norm_c_weight.has_value();
-  p.backward = at::GradMode::is_enabled();
-  p.fits = &fit;
-  BackendCall call(t.input);
-  p.in.allow_tf32 = tf32_is_allowed(call, t.input);
-  call(&Backend::recurrence_fits, p);
-  return fit;
+  const bool normalises = t.norm_h.has_value() || t.norm_c_weight.has_value();
+  const bool backward = at::GradMode::is_enabled();
+  if (steps != nullptr) {
+    return steps->T > kFewSteps &&
+           kernels_fit(t.input, cell, steps->N, t.w_hh.size(1), steps->T, normalises, backward);
+  }
+  // A traced call is for any number of steps. The sizes on which a GPU's kernels depend are then those of this
+  // call.
+  if (!BackendCall(t.input).runs_cuda_kernels()) return true;
+  return kernels_fit(t.input, cell, t.h0.sym_size(0).guard_int(__FILE__, __LINE__),
+                     t.w_hh.sym_size(1).guard_int(__FILE__, __LINE__), kFewSteps + 1, normalises, backward);
 }
 
 FourTensors recurrence(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,

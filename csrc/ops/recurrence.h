@@ -104,8 +104,9 @@ struct RecurrenceBackwardParams {
   void* workspace;           // recurrence_backward_workspace() bytes, aligned to 64
 };
 
-// Whether a backend has a kernel for it: on a GPU, whether the weights fit on the chip. Otherwise the cell is
-// stepped over time.
+// Whether a backend has a kernel for it, with `backward` in both directions: on a GPU, whether the weights fit
+// on the chip and a step is not so long that it would pay to give it to kernels of its own. Otherwise the cell
+// is stepped over time. T and the tables do not matter.
 struct RecurrenceFitsParams {
   Recurrence in;
   bool normalised;
