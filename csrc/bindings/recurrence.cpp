@@ -112,6 +112,30 @@ at::Tensor bias_of_gates(const RecurrentCell& cell, const OptionalTensor& b_ih, 
   return bias;
 }
 
+// What the backend's kernels do of a recurrence of these sizes; T matters from millions on.
+struct Served {
+  bool fits = false;          // they are for it
+  bool multiplies_x = false;  // forward wants x and W_ih, not their product
+};
+Served served(const at::Tensor& input, const RecurrentCell& cell, int64_t N, int64_t H, int64_t T,
+              bool normalised, bool backward) {
+  BackendCall call(input);
+  Served result;
+  RecurrenceFitsParams p{};
+  p.in.cell = cell;
+  p.in.dtype = dtype_of("recurrence", "input", input);
+  p.in.N = N;
+  p.in.H = H;
+  p.in.T = T;
+  p.in.allow_tf32 = tf32_is_allowed(call, input);
+  p.normalised = normalised;
+  p.backward = backward;
+  p.fits = &result.fits;
+  p.multiplies_x = &result.multiplies_x;
+  call(&Backend::recurrence_fits, p);
+  return result;
+}
+
 // y, the last states, and for backward the activated gates, the record, and what was normalised.
 SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
                    const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
@@ -138,18 +162,22 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
     if (t.size(0) > steps.rows) t.narrow(0, steps.rows, t.size(0) - steps.rows).zero_();
     return t;
   };
-  at::Tensor gates = rows_kept(save, width);
-  at::Tensor record = record_wanted ? rows_kept(true, H) : absent(options);
-  at::Tensor products = gates.narrow(0, 0, steps.rows);
-  const at::Tensor bias = bias_of_gates(cell, b_ih, b_hh, H);
-  if (!w_ih.has_value()) {
-    products.copy_(x);
-  } else if (bias.defined()) {
-    at::addmm_out(products, bias, x, w_ih->t());
-  } else {
-    at::mm_out(products, x, w_ih->t());
-  }
   const bool normalises = norm_h.has_value() || norm_c_weight.has_value();
+  const bool multiplies_x =
+      w_ih.has_value() && served(input, cell, steps.N, H, steps.T, normalises, false).multiplies_x;
+  at::Tensor gates = save || !multiplies_x ? rows_kept(save, width) : absent(options);
+  at::Tensor record = record_wanted ? rows_kept(true, H) : absent(options);
+  const at::Tensor bias = bias_of_gates(cell, b_ih, b_hh, H);
+  if (!multiplies_x) {
+    at::Tensor products = gates.narrow(0, 0, steps.rows);
+    if (!w_ih.has_value()) {
+      products.copy_(x);
+    } else if (bias.defined()) {
+      at::addmm_out(products, bias, x, w_ih->t());
+    } else {
+      at::mm_out(products, x, w_ih->t());
+    }
+  }
   at::Tensor normalised = save && norm_h.has_value() ? rows_kept(true, width) : absent(options);
   at::Tensor statistics = save && normalises ? at::zeros({all.size(0), kCellStatistics},
                                                          options.dtype(acc_scalar_type(input.scalar_type())))
@@ -169,6 +197,12 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
     p.in.cell = cell;
     p.in.dtype = dtype_of(kOp, "input", input);
     p.in.H = H;
+    const at::Tensor x_dense = multiplies_x ? x.contiguous() : at::Tensor();
+    const at::Tensor w_ih_dense = multiplies_x ? w_ih->contiguous() : at::Tensor();
+    p.x = call.data(x_dense);
+    p.I = x.size(1);
+    p.w_ih = call.data(w_ih_dense);
+    p.bias = multiplies_x ? call.data(bias) : nullptr;
     p.w_hh = call.data(w);
     p.b_n = call.data(b_n);
     p.peephole = call.data(p_dense);
@@ -177,7 +211,7 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
     p.norm = norm.data;
     p.h0 = call.data(h_begin);
     p.c0 = call.data(c_begin);
-    p.gates = call.mutable_data(gates);
+    p.gates = !multiplies_x ? call.mutable_data(gates) : save ? call.output(gates) : nullptr;
     p.y = call.output(y);
     p.record = record_wanted ? call.output(record) : nullptr;
     p.save = save;
@@ -362,25 +396,6 @@ ElevenTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor&
           wanted(kNormCBias, [&] { return grad_norm_c_bias; })};
 }
 
-// Whether the backend's kernels are for a recurrence of these sizes; T matters from millions on.
-bool kernels_fit(const at::Tensor& input, const RecurrentCell& cell, int64_t N, int64_t H, int64_t T,
-                 bool normalised, bool backward) {
-  BackendCall call(input);
-  bool fit = false;
-  RecurrenceFitsParams p{};
-  p.in.cell = cell;
-  p.in.dtype = dtype_of("recurrence", "input", input);
-  p.in.N = N;
-  p.in.H = H;
-  p.in.T = T;
-  p.in.allow_tf32 = tf32_is_allowed(call, input);
-  p.normalised = normalised;
-  p.backward = backward;
-  p.fits = &fit;
-  call(&Backend::recurrence_fits, p);
-  return fit;
-}
-
 // ---- autograd -----------------------------------------------------------------------------------------------
 
 const auto& layer_op() {
@@ -454,9 +469,10 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
     if (!BackendCall(t[kInput]).runs_cuda_kernels()) return true;
     const RecurrentCell cell =
         cell_of("recurrence_layer", numbers, t[kPeephole].defined(), d_h.has_value(), d_c.has_value());
-    return kernels_fit(t[kInput], cell, t[kH0].sym_size(0).guard_int(__FILE__, __LINE__),
-                       t[kWhh].sym_size(1).guard_int(__FILE__, __LINE__), /*T=*/1,
-                       t[kNormH].defined() || t[kNormCWeight].defined(), true);
+    return served(t[kInput], cell, t[kH0].sym_size(0).guard_int(__FILE__, __LINE__),
+                  t[kWhh].sym_size(1).guard_int(__FILE__, __LINE__), /*T=*/1,
+                  t[kNormH].defined() || t[kNormCWeight].defined(), true)
+        .fits;
   }
 
   // A gradient that is to be differentiated again: that of the cell stepped over time.
@@ -595,13 +611,14 @@ bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Step
   const bool backward = at::GradMode::is_enabled();
   if (steps != nullptr) {
     return steps->T > kFewSteps &&
-           kernels_fit(t.input, cell, steps->N, t.w_hh.size(1), steps->T, normalises, backward);
+           served(t.input, cell, steps->N, t.w_hh.size(1), steps->T, normalises, backward).fits;
   }
   // A traced call is for any number of steps. The sizes on which a GPU's kernels depend are then those of this
   // call.
   if (!BackendCall(t.input).runs_cuda_kernels()) return true;
-  return kernels_fit(t.input, cell, t.h0.sym_size(0).guard_int(__FILE__, __LINE__),
-                     t.w_hh.sym_size(1).guard_int(__FILE__, __LINE__), kFewSteps + 1, normalises, backward);
+  return served(t.input, cell, t.h0.sym_size(0).guard_int(__FILE__, __LINE__),
+                t.w_hh.sym_size(1).guard_int(__FILE__, __LINE__), kFewSteps + 1, normalises, backward)
+      .fits;
 }
 
 FourTensors recurrence(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,

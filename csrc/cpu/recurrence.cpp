@@ -64,7 +64,12 @@ Status run(const Params& p) {
 
 Status recurrence_fits(const RecurrenceFitsParams& p, Stream) {
   *p.fits = true;
-  return Status::success();
+  if (p.multiplies_x == nullptr) return Status::success();
+  return dispatch_dtype(p.in.dtype, [&](auto scalar) {
+    using acc_t = acc_type<typename decltype(scalar)::type>;
+    *p.multiplies_x = !p.normalised && recurrence::Plan<acc_t>(p.in).occupies_all_threads();
+    return Status::success();
+  });
 }
 int64_t recurrence_forward_workspace(const RecurrenceForwardParams& p) { return workspace(p); }
 int64_t recurrence_backward_workspace(const RecurrenceBackwardParams& p) { return workspace(p); }

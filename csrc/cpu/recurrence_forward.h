@@ -40,7 +40,18 @@ class Forward {
       if (is_used(buffer)) next += s_.N * plan_.units;
     }
     sums_ = next;
-    end_ = sums_ + std::min(s_.N, kSampleBlock) * sums_blocks() * plan_.units;
+    next += std::min(s_.N, kSampleBlock) * sums_blocks() * plan_.units;
+    if (multiplies_x()) {
+      const int64_t rows = plan_.steps * x_samples();
+      for (const auto& [buffer, size] : {std::pair{&weights_x_, cell_.gates() * plan_.units * p.I},
+                                         {&bias_, cell_.gates() * plan_.units},
+                                         {&x_sums_, rows * cell_.gates() * plan_.units},
+                                         {&x_, plan_.threads * x_rows() * p.I}}) {
+        *buffer = next;
+        next += size;
+      }
+    }
+    end_ = next;
   }
 
   int64_t bytes() const {
@@ -50,7 +61,14 @@ class Forward {
   void run() const {
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
-      for_each_product([&](int64_t block, int64_t gates) { pack(block, gates, first, last); });
+      for_each_product([&](int64_t block, int64_t gates) {
+        pack(static_cast<const scalar_t*>(p_.w_hh) + block * s_.H * s_.H, gates, first, last, s_.H,
+             weights(block, gates, 0));
+      });
+      if (multiplies_x()) {
+        pack(static_cast<const scalar_t*>(p_.w_ih), cell_.gates(), first, last, p_.I, weights_x_);
+        pack_bias(first, last);
+      }
       for (int64_t vec = first; vec < last; ++vec) load_states(vec);
       barrier.wait();
       int64_t active = s_.N;
@@ -59,12 +77,22 @@ class Forward {
         const auto for_samples = [&](const auto& f) {
           for (int64_t n = 0; n < active; n += kSampleBlock) f(n, std::min(kSampleBlock, active - n));
         };
+        const auto multiply_x = [&](int64_t n, int64_t samples) {
+          if (multiplies_x() && step % plan_.steps == 0)
+            this->multiply_x(member, first, last, step, n, samples);
+        };
         if constexpr (kReset) {
-          for_samples([&](int64_t n, int64_t samples) { reset(first, last, step, n, samples); });
+          for_samples([&](int64_t n, int64_t samples) {
+            multiply_x(n, samples);
+            reset(first, last, step, n, samples);
+          });
           barrier.wait();
           for_samples([&](int64_t n, int64_t samples) { blend(first, last, step, n, samples); });
         } else {
-          for_samples([&](int64_t n, int64_t samples) { compute(first, last, step, n, samples); });
+          for_samples([&](int64_t n, int64_t samples) {
+            multiply_x(n, samples);
+            compute(first, last, step, n, samples);
+          });
         }
         barrier.wait();
       }
@@ -95,23 +123,23 @@ class Forward {
     return weights_ + (block * plan_.units + vec * gates * L) * s_.H;
   }
 
-  void pack(int64_t block, int64_t gates, int64_t first, int64_t last) const {
-    const auto* const w = static_cast<const scalar_t*>(p_.w_hh) + block * s_.H * s_.H;
+  // A thread's rows of w [gates * H, depth], to where those of the first vector of all lie.
+  void pack(const scalar_t* w, int64_t gates, int64_t first, int64_t last, int64_t depth, acc_t* all) const {
     const int64_t H = s_.H;
     constexpr int64_t kColumns = 64;
     alignas(64) acc_t square[L * kColumns];
     plan_.for_each_panel(first, last, gates, [&](int64_t panel, int64_t vecs) {
-      acc_t* const packed = weights(block, gates, panel);
+      acc_t* const packed = all + panel * gates * L * depth;
       const int64_t width = vecs * gates * L;
       for (int64_t v = 0; v < vecs; ++v) {
         const int64_t unit = (panel + v) * L, count = std::min(L, H - unit);
         for (int64_t gate = 0; gate < gates; ++gate) {
-          const scalar_t* const rows = w + (gate * H + unit) * H;
+          const scalar_t* const rows = w + (gate * H + unit) * depth;
           acc_t* const to = packed + (v * gates + gate) * L;
-          for (int64_t k = 0; k < H; k += kColumns) {
-            const int64_t columns = std::min(kColumns, H - k);
+          for (int64_t k = 0; k < depth; k += kColumns) {
+            const int64_t columns = std::min(kColumns, depth - k);
             for (int64_t lane = 0; lane < count; ++lane)
-              copy_run(square + lane * kColumns, rows + lane * H + k, columns);
+              copy_run(square + lane * kColumns, rows + lane * depth + k, columns);
             copy_transposed(square, kColumns, count, columns, to + k * width, width);
             for (int64_t d = k; count < L && d < k + columns; ++d)
               std::fill(to + d * width + count, to + d * width + L, acc_t(0));
@@ -119,6 +147,17 @@ class Forward {
         }
       }
     });
+  }
+
+  // [unit vector][gate][lane]
+  void pack_bias(int64_t first, int64_t last) const {
+    const auto* const bias = static_cast<const scalar_t*>(p_.bias);
+    for (int64_t vec = first; vec < last; ++vec) {
+      for (int64_t k = 0; k < cell_.gates(); ++k) {
+        load_or_zero(bias, k * s_.H + vec * L, std::min(L, s_.H - vec * L))
+            .store(bias_ + (vec * cell_.gates() + k) * L);
+      }
+    }
   }
 
   void load_states(int64_t vec) const {
@@ -147,7 +186,47 @@ class Forward {
     if (cell_.has_c()) store_acc(static_cast<scalar_t*>(p_.c_n) + to, c, count);
   }
 
+  bool multiplies_x() const { return p_.x != nullptr; }
+
+  // Samples whose products with x are kept of a step, and where those of one are: between the two products of a
+  // step all are wanted.
+  int64_t x_samples() const { return kReset ? s_.N : std::min(s_.N, kSampleBlock); }
+  // Rows of x that a thread has at a time.
+  int64_t x_rows() const { return plan_.steps * std::min(s_.N, kSampleBlock); }
+  int64_t x_row(int64_t step, int64_t n) const {
+    return step % plan_.steps * x_samples() + (kReset ? n : n % kSampleBlock);
+  }
+
+  // A thread's gates of some samples and of the steps for which there is room: x W_ih^T.
+  void multiply_x(int64_t member, int64_t first, int64_t last, int64_t step, int64_t sample,
+                  int64_t samples) const {
+    const int64_t gates = cell_.gates(), pitch = gates * plan_.units;
+    acc_t* const x = x_ + member * x_rows() * p_.I;
+    // Rows that follow each other and wait for their product.
+    int64_t begin = x_row(step, sample), count = 0;
+    const auto multiply_rows = [&] {
+      if (count == 0) return;
+      plan_.for_each_panel(first, last, gates, [&](int64_t vec, int64_t vecs) {
+        multiply_block(count, vecs * gates, x, p_.I, weights_x_ + vec * gates * L * p_.I, p_.I,
+                       x_sums_ + begin * pitch + vec * gates * L, pitch);
+      });
+    };
+    for (int64_t t = step; t < std::min(step + plan_.steps, s_.T); ++t) {
+      const int64_t active = rows_.active(t, sample + samples);
+      if (x_row(t, sample) != begin + count) {
+        multiply_rows();
+        begin = x_row(t, sample);
+        count = 0;
+      }
+      for (int64_t n = sample; n < active; ++n, ++count) {
+        copy_run(x + count * p_.I, static_cast<const scalar_t*>(p_.x) + rows_.row(n, t) * p_.I, p_.I);
+      }
+    }
+    multiply_rows();
+  }
+
   // ---- one step
+  // -----------------------------------------------------------------------------------------------
   // -----------------------------------------------------------------------------------------------
 
   // A thread's sums of some samples: [sample][vector][gate][lane] of the product that they are given for.
@@ -174,6 +253,7 @@ class Forward {
   void for_each_cell(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples,
                      const Sums& sums, int64_t sums_step, const F& f) const {
     const int64_t pitch = cell_.gates() * s_.H;
+    const bool gates_in_memory = p_.gates != nullptr;
     for (int64_t m = 0; m < samples; ++m) {
       const int64_t next = std::min(sample + m + kSamplesAhead, sample + samples - 1);
       const scalar_t* const ahead = static_cast<const scalar_t*>(p_.gates) + rows_.row(next, step) * pitch;
@@ -190,17 +270,27 @@ class Forward {
   struct Cell {
     int64_t n, row, unit, count, state;
     scalar_t* gates;
+    const acc_t *x_sums, *bias;
   };
-  Cell cell_at(int64_t vec, int64_t n, int64_t row) const {
-    const int64_t unit = vec * L;
-    return {n,
+  Cell cell_at(int64_t vec, int64_t n, int64_t row, int64_t step) const {
+    const int64_t unit = vec * L, blocks = cell_.gates();
+    Cell at{n,
             row,
             unit,
             std::min(L, s_.H - unit),
             n * plan_.units + unit,
-            static_cast<scalar_t*>(p_.gates) + row * cell_.gates() * s_.H + unit};
+            static_cast<scalar_t*>(p_.gates) + row * blocks * s_.H + unit,
+            nullptr,
+            nullptr};
+    if (multiplies_x()) {
+      at.x_sums = x_sums_ + (x_row(step, n) * plan_.unit_vecs + vec) * blocks * L;
+      at.bias = bias_ + vec * blocks * L;
+    }
+    return at;
   }
+  // What x and the biases give a gate.
   V gate(const Cell& at, int64_t k) const {
+    if (at.x_sums != nullptr) return V::loadu(at.x_sums + k * L) + V::loadu(at.bias + k * L);
     return load_acc(static_cast<const scalar_t*>(at.gates + k * s_.H), at.count);
   }
   void save(const Cell& at, int64_t k, const V& value) const {
@@ -231,7 +321,7 @@ class Forward {
     multiply(0, gates, first, last, h_[step % 2] + sample * plan_.units, samples, sums);
     for_each_cell(first, last, step, sample, samples, sums, gates * L,
                   [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
-                    const Cell at = cell_at(vec, n, row);
+                    const Cell at = cell_at(vec, n, row, step);
                     if constexpr (kKind == CellKind::kLstm) {
                       step_lstm(at, step, products);
                     } else if constexpr (kKind == CellKind::kGru) {
@@ -298,7 +388,7 @@ class Forward {
     }
     for_each_cell(first, last, step, sample, samples, sums, L,
                   [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
-                    const Cell at = cell_at(vec, n, row);
+                    const Cell at = cell_at(vec, n, row, step);
                     V a_z = gate(at, 1);
                     if (cell_.z_sees_h) a_z = a_z + V::loadu(products + z_offset);
                     const V r = activate<M>(cell_.gate, V::loadu(products) + gate(at, 0));
@@ -318,7 +408,7 @@ class Forward {
     multiply(cell_.recurrent_blocks() - 1, 1, first, last, reset_h_ + sample * plan_.units, samples, sums);
     for_each_cell(first, last, step, sample, samples, sums, L,
                   [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
-                    const Cell at = cell_at(vec, n, row);
+                    const Cell at = cell_at(vec, n, row, step);
                     const V made = activate<M>(cell_.candidate, V::loadu(products) + gate(at, 2));
                     if (p_.save) save(at, 2, made);
                     const BlendFormula<M> formula{cell_};
@@ -335,6 +425,9 @@ class Forward {
   acc_t* const weights_;
   acc_t *h_[2], *c_, *z_, *reset_h_, *tanh_h_;  // [N][whole vectors of units]
   acc_t *sums_, *end_;                          // of each thread
+  acc_t *weights_x_ = nullptr, *bias_ = nullptr;
+  acc_t* x_sums_ = nullptr;  // [rows at a time][unit vector][gate][lane]
+  acc_t* x_ = nullptr;       // of each thread [rows at a time][I]
 };
 
 }  // namespace fastnn::FASTNN_BACKEND::recurrence

@@ -88,7 +88,8 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm> {
   void run() const {
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
-      this->pack(0, cell_.gates(), first, last);
+      this->pack(static_cast<const scalar_t*>(p_.w_hh), cell_.gates(), first, last, s_.H,
+                 this->weights(0, cell_.gates(), 0));
       for (int64_t vec = first; vec < last; ++vec) this->load_states(vec);
       barrier.wait();
       int64_t active = s_.N;
@@ -146,7 +147,7 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm> {
       const auto moments = p_.norm.h_weight == nullptr ? Moments<acc_t>{0, 1}
                                                        : combine_moments(of_products_, n, s_.H, cell_.gates());
       const auto f = make(n, moments);
-      for (int64_t vec = first; vec < last; ++vec) f(vec, this->cell_at(vec, n, row));
+      for (int64_t vec = first; vec < last; ++vec) f(vec, this->cell_at(vec, n, row, step));
     }
   }
 

@@ -29,6 +29,12 @@ inline constexpr int64_t kMinStepMultiplyAdds = 30000;
 inline constexpr int64_t kFewSamples = 2;
 inline constexpr int64_t kWideVecs = 8;
 
+// Samples whose sums a thread has at a time, and steps of a sum's reduction for which it goes over them: with
+// vectors of 16 floats, 16 KB of sums for four vectors of weights, and 8 KB of weights, which stay in L1
+// meanwhile.
+inline constexpr int64_t kSampleBlock = 64;
+inline constexpr int64_t kDepthPiece = 32;
+
 template <typename acc_t>
 struct Plan {
   static constexpr int64_t L = kLanes<acc_t>;
@@ -36,6 +42,7 @@ struct Plan {
   int64_t units;  // whole vectors
   int64_t threads;
   bool few;
+  int64_t steps;  // of which a thread multiplies x at a time
 
   explicit Plan(const Recurrence& s)
       : unit_vecs(ceil_div(s.H, L)),
@@ -43,7 +50,11 @@ struct Plan {
         threads(std::min<int64_t>(
             {at::get_num_threads(), unit_vecs,
              std::max<int64_t>(1, s.cell.recurrent_blocks() * s.N * s.H * s.H / kMinStepMultiplyAdds)})),
-        few(s.N <= kFewSamples) {}
+        few(s.N <= kFewSamples),
+        steps(std::max<int64_t>(1, kSampleBlock / std::max<int64_t>(1, s.N))) {}
+
+  // Whether x's products are as well in the threads' hands as in those of a product of its own.
+  bool occupies_all_threads() const { return threads == at::get_num_threads(); }
 
   // The share of a thread, in vectors of units.
   int64_t first(int64_t thread, int64_t members) const { return thread * unit_vecs / members; }
@@ -96,12 +107,6 @@ void load_peephole(const RecurrentCell& cell, const void* peephole, int64_t H, i
 }
 
 // ---- products -----------------------------------------------------------------------------------------------
-
-// Samples whose sums a thread has at a time, and steps of a sum's reduction for which it goes over them: with
-// vectors of 16 floats, 16 KB of sums for four vectors of weights, and 8 KB of weights, which stay in L1
-// meanwhile.
-inline constexpr int64_t kSampleBlock = 64;
-inline constexpr int64_t kDepthPiece = 32;
 
 // c = a b of one or two rows and up to kWideVecs vectors in all: enough chains to fill the multiply-adds'
 // latency. Every sum is one chain in ascending order, as in matrix_tile.h.

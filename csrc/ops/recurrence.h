@@ -55,6 +55,11 @@ inline constexpr int64_t kCellStatistics = 3;
 // All tensors are dense. Rows that no sample has are neither read nor written.
 struct RecurrenceForwardParams {
   Recurrence in;
+  // Where recurrence_fits says that the kernel multiplies x itself; null where `gates` holds the products.
+  const void* x;  // [rows, I]
+  int64_t I;
+  const void* w_ih;      // [G H, I]
+  const void* bias;      // [G H] of the gates, or null
   const void* w_hh;      // [recurrent blocks * H, H]
   const void* b_n;       // GRU: [H], or null
   const void* peephole;  // LSTM: [3, H] of i, f, o; coupled: [2, H] of f, o; null without
@@ -63,10 +68,11 @@ struct RecurrenceForwardParams {
   CellNorm norm;
   const void* h0;  // [N, H]
   const void* c0;  // [N, H]; null of cells without c
-  void* gates;     // [rows, G H]; before: x W_ih^T + biases; after, where `save`: activated
-  void* y;         // [rows, H]
-  void* record;    // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
-  bool save;       // for backward
+  void* gates;   // [rows, G H]; before, without x: x W_ih^T + biases; after, where `save`: activated. Null with
+                 // x where not to be saved
+  void* y;       // [rows, H]
+  void* record;  // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
+  bool save;     // for backward
   void* normalised;  // [rows, G H]: norm(W_hh h); with `save` and norm.h_weight, else null
   void* statistics;  // [rows, kCellStatistics] of the accumulation type; with `save` and norm, else null
   void* h_n;         // [N, H]
@@ -112,6 +118,8 @@ struct RecurrenceFitsParams {
   bool normalised;
   bool backward;
   bool* fits;
+  bool* multiplies_x =
+      nullptr;  // null where nobody asks: whether forward wants x and W_ih and not their product
 };
 
 FASTNN_DECLARE_OP(recurrence_fits, RecurrenceFitsParams)
