@@ -31,7 +31,7 @@ class Backward {
         rows_{p.in},
         plan_(p.in),
         weights_(static_cast<acc_t*>(p.workspace)) {
-    const int64_t states = s_.N * plan_.units, blocks = cell_.recurrent_blocks();
+    const int64_t states = s_.N * plan_.pitch, blocks = cell_.recurrent_blocks();
     acc_t* next = weights_ + blocks * s_.H * plan_.units;
     grad_h_ = next;
     next += states;
@@ -45,7 +45,7 @@ class Backward {
     next += has_peephole() ? 3 * plan_.units : 0;
     for (acc_t*& buffer : grad_gates_) {
       buffer = next;
-      next += s_.N * blocks * s_.H;
+      next += s_.N * products_pitch();
     }
     end_ = next;
   }
@@ -101,6 +101,8 @@ class Backward {
   bool has_carried() const { return !kPlain && (kKind == CellKind::kGru || kReset || cell_.zoneout_h); }
   bool has_peephole() const { return !kPlain && kKind == CellKind::kLstm && p_.grad_peephole != nullptr; }
 
+  int64_t products_pitch() const { return apart<acc_t>(cell_.recurrent_blocks() * s_.H); }
+
   template <typename F>
   void for_each_product(const F& f) const {
     if constexpr (kReset) {
@@ -131,7 +133,7 @@ class Backward {
   void begin(int64_t n, int64_t first, int64_t last) const {
     for (int64_t vec = first; vec < last; ++vec) {
       const int64_t unit = vec * L, count = std::min(L, s_.H - unit), from = rows_.state_row(n) * s_.H + unit;
-      const int64_t state = n * plan_.units + unit;
+      const int64_t state = n * plan_.pitch + unit;
       load_or_zero(static_cast<const scalar_t*>(p_.grad_h_n), from, count).store(grad_h_ + state);
       if (cell_.has_c())
         load_or_zero(static_cast<const scalar_t*>(p_.grad_c_n), from, count).store(grad_c_ + state);
@@ -151,7 +153,7 @@ class Backward {
       const int64_t row = rows_.row(n, step), gates = row * cell_.gates() * s_.H;
       for (int64_t vec = first; vec < last; ++vec) {
         const int64_t unit = vec * L;
-        f(Cell{n, row, unit, std::min(L, s_.H - unit), n * plan_.units + unit,
+        f(Cell{n, row, unit, std::min(L, s_.H - unit), n * plan_.pitch + unit,
                static_cast<const scalar_t*>(p_.gates) + gates + unit,
                static_cast<scalar_t*>(p_.grad_gates) + gates + unit});
       }
@@ -164,7 +166,7 @@ class Backward {
     store_acc(at.grad_gates + k * s_.H, grad, at.count);
   }
   void store_product(const Cell& at, int64_t block, const V& grad, acc_t* of_step) const {
-    store_acc(of_step + (at.n * cell_.recurrent_blocks() + block) * s_.H + at.unit, grad, at.count);
+    store_acc(of_step + at.n * products_pitch() + block * s_.H + at.unit, grad, at.count);
   }
   // A state before a step.
   V before(const Cell& at, int64_t step, const void* states, const void* first) const {
@@ -286,19 +288,19 @@ class Backward {
   // sums = (gradients of some blocks' products of all units) * (a thread's columns of those blocks)
   void multiply(int64_t block, int64_t blocks, const acc_t* of_step, int64_t active, int64_t first,
                 int64_t last, acc_t* sums) const {
-    const int64_t pitch = cell_.recurrent_blocks() * s_.H;
+    const int64_t pitch = products_pitch();
     plan_.for_each_panel(first, last, 1, [&](int64_t vec, int64_t vecs) {
       for (int64_t n = 0; n < active; n += kSampleBlock) {
         multiply_block(std::min(kSampleBlock, active - n), vecs, of_step + n * pitch + block * s_.H, pitch,
-                       weights(block, blocks, vec), blocks * s_.H, sums + n * plan_.units + vec * L,
-                       plan_.units);
+                       weights(block, blocks, vec), blocks * s_.H, sums + n * plan_.pitch + vec * L,
+                       plan_.pitch);
       }
     });
   }
 
   void store_first(int64_t vec, int64_t n) const {
     const int64_t unit = vec * L, count = std::min(L, s_.H - unit), to = rows_.state_row(n) * s_.H + unit;
-    const int64_t state = n * plan_.units + unit;
+    const int64_t state = n * plan_.pitch + unit;
     V grad_h = V::loadu(grad_h_ + state);
     if (has_carried()) grad_h = grad_h + V::loadu(carried_ + state);
     store_acc(static_cast<scalar_t*>(p_.grad_h0) + to, grad_h, count);

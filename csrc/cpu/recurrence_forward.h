@@ -37,16 +37,16 @@ class Forward {
     acc_t* next = weights_ + cell_.recurrent_blocks() * plan_.units * s_.H;
     for (acc_t** buffer : {&h_[0], &h_[1], &c_, &z_, &reset_h_, &tanh_h_}) {
       *buffer = next;
-      if (is_used(buffer)) next += s_.N * plan_.units;
+      if (is_used(buffer)) next += s_.N * plan_.pitch;
     }
     sums_ = next;
-    next += std::min(s_.N, kSampleBlock) * sums_blocks() * plan_.units;
+    next += std::min(s_.N, kSampleBlock) * sums_pitch();
     if (multiplies_x()) {
       const int64_t rows = plan_.steps * x_samples();
       for (const auto& [buffer, size] : {std::pair{&weights_x_, cell_.gates() * plan_.units * p.I},
                                          {&bias_, cell_.gates() * plan_.units},
-                                         {&x_sums_, rows * cell_.gates() * plan_.units},
-                                         {&x_, plan_.threads * x_rows() * p.I}}) {
+                                         {&x_sums_, rows * x_sums_pitch()},
+                                         {&x_, plan_.threads * x_rows() * apart<acc_t>(p.I)}}) {
         *buffer = next;
         next += size;
       }
@@ -106,7 +106,8 @@ class Forward {
     if (buffer == &tanh_h_) return cell_.z_sees_tanh_h;
     return true;
   }
-  int64_t sums_blocks() const { return kReset ? 2 : cell_.gates(); }
+  int64_t sums_pitch() const { return apart<acc_t>((kReset ? 2 : cell_.gates()) * plan_.units); }
+  int64_t x_sums_pitch() const { return apart<acc_t>(cell_.gates() * plan_.units); }
 
   // Of each product of a step the first block of W_hh and how many it takes.
   template <typename F>
@@ -163,7 +164,7 @@ class Forward {
   void load_states(int64_t vec) const {
     const int64_t H = s_.H, unit = vec * L, count = std::min(L, H - unit);
     for (int64_t n = 0; n < s_.N; ++n) {
-      const int64_t from = rows_.state_row(n) * H + unit, to = n * plan_.units + unit;
+      const int64_t from = rows_.state_row(n) * H + unit, to = n * plan_.pitch + unit;
       const V h = load_acc(static_cast<const scalar_t*>(p_.h0) + from, count);
       set_h(0, to, h);
       V c(0);
@@ -200,14 +201,14 @@ class Forward {
   // A thread's gates of some samples and of the steps for which there is room: x W_ih^T.
   void multiply_x(int64_t member, int64_t first, int64_t last, int64_t step, int64_t sample,
                   int64_t samples) const {
-    const int64_t gates = cell_.gates(), pitch = gates * plan_.units;
-    acc_t* const x = x_ + member * x_rows() * p_.I;
+    const int64_t gates = cell_.gates(), pitch = x_sums_pitch(), x_pitch = apart<acc_t>(p_.I);
+    acc_t* const x = x_ + member * x_rows() * x_pitch;
     // Rows that follow each other and wait for their product.
     int64_t begin = x_row(step, sample), count = 0;
     const auto multiply_rows = [&] {
       if (count == 0) return;
       plan_.for_each_panel(first, last, gates, [&](int64_t vec, int64_t vecs) {
-        multiply_block(count, vecs * gates, x, p_.I, weights_x_ + vec * gates * L * p_.I, p_.I,
+        multiply_block(count, vecs * gates, x, x_pitch, weights_x_ + vec * gates * L * p_.I, p_.I,
                        x_sums_ + begin * pitch + vec * gates * L, pitch);
       });
     };
@@ -219,7 +220,7 @@ class Forward {
         count = 0;
       }
       for (int64_t n = sample; n < active; ++n, ++count) {
-        copy_run(x + count * p_.I, static_cast<const scalar_t*>(p_.x) + rows_.row(n, t) * p_.I, p_.I);
+        copy_run(x + count * x_pitch, static_cast<const scalar_t*>(p_.x) + rows_.row(n, t) * p_.I, p_.I);
       }
     }
     multiply_rows();
@@ -229,20 +230,18 @@ class Forward {
   // -----------------------------------------------------------------------------------------------
   // -----------------------------------------------------------------------------------------------
 
-  // A thread's sums of some samples: [sample][vector][gate][lane] of the product that they are given for.
+  // Sums of some samples from a thread's first vector on: [sample][vector][gate][lane] of the product that they
+  // are given for.
   struct Sums {
     acc_t* at;
     int64_t pitch;
   };
-  Sums sums_of(int64_t first, int64_t last) const {
-    return {sums_ + std::min(s_.N, kSampleBlock) * first * sums_blocks() * L,
-            (last - first) * sums_blocks() * L};
-  }
+  Sums sums_of(int64_t first) const { return {sums_ + first * (kReset ? 1 : cell_.gates()) * L, sums_pitch()}; }
 
   void multiply(int64_t block, int64_t gates, int64_t first, int64_t last, const acc_t* operand,
                 int64_t samples, const Sums& sums, int64_t offset = 0) const {
     plan_.for_each_panel(first, last, gates, [&](int64_t vec, int64_t vecs) {
-      multiply_block(samples, vecs * gates, operand, plan_.units, weights(block, gates, vec), s_.H,
+      multiply_block(samples, vecs * gates, operand, plan_.pitch, weights(block, gates, vec), s_.H,
                      sums.at + offset + (vec - first) * gates * L, sums.pitch);
     });
   }
@@ -278,12 +277,12 @@ class Forward {
             row,
             unit,
             std::min(L, s_.H - unit),
-            n * plan_.units + unit,
+            n * plan_.pitch + unit,
             static_cast<scalar_t*>(p_.gates) + row * blocks * s_.H + unit,
             nullptr,
             nullptr};
     if (multiplies_x()) {
-      at.x_sums = x_sums_ + (x_row(step, n) * plan_.unit_vecs + vec) * blocks * L;
+      at.x_sums = x_sums_ + x_row(step, n) * x_sums_pitch() + vec * blocks * L;
       at.bias = bias_ + vec * blocks * L;
     }
     return at;
@@ -316,9 +315,9 @@ class Forward {
   }
 
   void compute(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
-    const Sums sums = sums_of(first, last);
+    const Sums sums = sums_of(first);
     const int64_t gates = cell_.gates();
-    multiply(0, gates, first, last, h_[step % 2] + sample * plan_.units, samples, sums);
+    multiply(0, gates, first, last, h_[step % 2] + sample * plan_.pitch, samples, sums);
     for_each_cell(first, last, step, sample, samples, sums, gates * L,
                   [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
                     const Cell at = cell_at(vec, n, row, step);
@@ -379,8 +378,8 @@ class Forward {
 
   // The first half of a step that resets before its product.
   void reset(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
-    const Sums sums = sums_of(first, last);
-    const int64_t from = sample * plan_.units, z_offset = (last - first) * L;
+    const Sums sums = sums_of(first);
+    const int64_t from = sample * plan_.pitch, z_offset = plan_.units;
     const acc_t* const h = h_[step % 2];
     multiply(0, 1, first, last, h + from, samples, sums);
     if (cell_.z_sees_h) {
@@ -404,8 +403,8 @@ class Forward {
   }
 
   void blend(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples) const {
-    const Sums sums = sums_of(first, last);
-    multiply(cell_.recurrent_blocks() - 1, 1, first, last, reset_h_ + sample * plan_.units, samples, sums);
+    const Sums sums = sums_of(first);
+    multiply(cell_.recurrent_blocks() - 1, 1, first, last, reset_h_ + sample * plan_.pitch, samples, sums);
     for_each_cell(first, last, step, sample, samples, sums, L,
                   [&](int64_t vec, int64_t n, int64_t row, const acc_t* products) {
                     const Cell at = cell_at(vec, n, row, step);
@@ -424,7 +423,7 @@ class Forward {
   const Plan<acc_t> plan_;
   acc_t* const weights_;
   acc_t *h_[2], *c_, *z_, *reset_h_, *tanh_h_;  // [N][whole vectors of units]
-  acc_t *sums_, *end_;                          // of each thread
+  acc_t *sums_, *end_;
   acc_t *weights_x_ = nullptr, *bias_ = nullptr;
   acc_t* x_sums_ = nullptr;  // [rows at a time][unit vector][gate][lane]
   acc_t* x_ = nullptr;       // of each thread [rows at a time][I]

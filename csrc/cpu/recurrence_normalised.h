@@ -73,10 +73,10 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm> {
   explicit NormalisedForward(const RecurrenceForwardParams& p) : Base(p) {
     acc_t* next = this->end_;
     products_ = next;
-    next += s_.N * cell_.gates() * plan_.units;
+    next += s_.N * products_pitch();
     for (acc_t** buffer : {&made_, &o_}) {
       *buffer = next;
-      next += s_.N * plan_.units;
+      next += s_.N * plan_.pitch;
     }
     for (PartialSums<acc_t>* partial : {&of_products_, &of_c_}) {
       *partial = {next, s_.N};
@@ -114,8 +114,9 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm> {
   }
 
  private:
+  int64_t products_pitch() const { return apart<acc_t>(cell_.gates() * plan_.units); }
   const acc_t* products_at(int64_t n, int64_t vec) const {
-    return products_ + (n * plan_.unit_vecs + vec) * cell_.gates() * L;
+    return products_ + n * products_pitch() + vec * cell_.gates() * L;
   }
 
   void save_statistics(int64_t row, int64_t from, std::initializer_list<acc_t> values) const {
@@ -123,10 +124,10 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm> {
   }
 
   void multiply(int64_t first, int64_t last, int64_t step, int64_t active) const {
-    const int64_t gates = cell_.gates(), pitch = plan_.unit_vecs * gates * L;
+    const int64_t gates = cell_.gates(), pitch = products_pitch();
     for (int64_t n = 0; n < active; n += kSampleBlock) {
       const Sums sums{products_ + n * pitch + first * gates * L, pitch};
-      Base::multiply(0, gates, first, last, this->h_[step % 2] + n * plan_.units,
+      Base::multiply(0, gates, first, last, this->h_[step % 2] + n * plan_.pitch,
                      std::min(kSampleBlock, active - n), sums);
     }
     if (p_.norm.h_weight == nullptr) return;
@@ -200,7 +201,7 @@ class NormalisedBackward : public Backward<scalar_t, CellKind::kLstm> {
  public:
   explicit NormalisedBackward(const RecurrenceBackwardParams& p) : Base(p) {
     acc_t* next = this->end_;
-    const int64_t states = s_.N * plan_.units;
+    const int64_t states = s_.N * plan_.pitch;
     for (acc_t** buffer : {&of_output_, &of_seen_}) {
       *buffer = next;
       next += states;
@@ -358,7 +359,7 @@ class NormalisedBackward : public Backward<scalar_t, CellKind::kLstm> {
       const V of_made =
           grads.gates[k] *
           load_acc(static_cast<const scalar_t*>(p_.norm.h_weight) + gate * s_.H + at.unit, at.count);
-      of_made.store(of_products_ + gate * s_.N * plan_.units + at.state);
+      of_made.store(of_products_ + gate * s_.N * plan_.pitch + at.state);
       sum = sum + of_made;
       with_made = with_made + of_made * made;
     }
@@ -376,7 +377,7 @@ class NormalisedBackward : public Backward<scalar_t, CellKind::kLstm> {
     const auto mean = means(sums_of_products_, at.n, cell_.gates());
     const V scale(statistic(at, 0));
     for (int64_t gate = 0; gate < cell_.gates(); ++gate) {
-      const V of_made = V::loadu(of_products_ + gate * s_.N * plan_.units + at.state);
+      const V of_made = V::loadu(of_products_ + gate * s_.N * plan_.pitch + at.state);
       const V grad = scale * (of_made - V(mean.mean) - normalised(at, gate) * V(mean.scale));
       this->store_product(at, gate, grad, of_step);
       store_acc(static_cast<scalar_t*>(p_.grad_products) + (at.row * cell_.gates() + gate) * s_.H + at.unit,

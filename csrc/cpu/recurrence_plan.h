@@ -35,11 +35,19 @@ inline constexpr int64_t kWideVecs = 8;
 inline constexpr int64_t kSampleBlock = 64;
 inline constexpr int64_t kDepthPiece = 32;
 
+// How far apart rows of so many numbers lie that are multiplied together: an odd number of cache lines, since
+// rows that are a power of two apart would all want the same few places of a cache.
+template <typename acc_t>
+int64_t apart(int64_t numbers) {
+  return (ceil_div(numbers, kLine<acc_t>) | 1) * kLine<acc_t>;
+}
+
 template <typename acc_t>
 struct Plan {
   static constexpr int64_t L = kLanes<acc_t>;
   int64_t unit_vecs;
   int64_t units;  // whole vectors
+  int64_t pitch;  // of states
   int64_t threads;
   bool few;
   int64_t steps;  // of which a thread multiplies x at a time
@@ -47,6 +55,7 @@ struct Plan {
   explicit Plan(const Recurrence& s)
       : unit_vecs(ceil_div(s.H, L)),
         units(unit_vecs * L),
+        pitch(apart<acc_t>(units)),
         threads(std::min<int64_t>(
             {at::get_num_threads(), unit_vecs,
              std::max<int64_t>(1, s.cell.recurrent_blocks() * s.N * s.H * s.H / kMinStepMultiplyAdds)})),
