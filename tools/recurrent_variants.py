@@ -62,11 +62,13 @@ def step(layer: nn.Module, x: Tensor, **options: Any) -> Callable[[], None]:
 
 
 def inference(layer: nn.Module, x: Tensor, **options: Any) -> Callable[[], None]:
-    """Forward alone."""
+    """Forward alone, in evaluation."""
 
     def run() -> None:
+        layer.eval()
         with torch.no_grad():
             layer(x, **options)
+        layer.train()
 
     return run
 

@@ -35,9 +35,11 @@ COLOURS = {
     "#a9790a": ("yellow", "#e2b84a"),
     "#c23a6b": ("pink", "#f286ac"),
     "#4d5b6a": ("slate", "#a9b7c6"),
+    "#0f7f9c": ("cyan", "#5cc6e0"),
+    "#7a5230": ("brown", "#cfa27c"),
 }
-BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE = list(COLOURS)[3:]
-OP_COLOURS = dict(zip(records.OPS, (BLUE, RED, GREEN, YELLOW, VIOLET, PINK, SLATE), strict=True))
+BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE, CYAN, BROWN = list(COLOURS)[3:]
+OP_COLOURS = dict(zip(records.OPS, (BLUE, RED, GREEN, YELLOW, VIOLET, PINK, CYAN, BROWN, SLATE), strict=True))
 LAYOUT_COLOURS = dict(zip(records.LAYOUTS, (BLUE, YELLOW), strict=True))
 MARKERS = dict(zip(records.DIRECTIONS, ("o", "s", "^", "D"), strict=True))
 SERIES = [(c, m) for m in ("o", "s", "^") for c in (BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE)]

@@ -101,3 +101,15 @@ def by_machine(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[list[tuple[A
         found.setdefault(machine_key(item[1]), []).append(item)
     # Dates are ISO 8601, with the time in UTC, which sort as text; of equal ones the later argument counts as newer.
     return [sorted(runs, key=lambda item: item[1]["date"])[::-1] for runs in found.values()]
+
+
+def current(runs: Sequence[tuple[Any, dict[str, Any]]]) -> list[tuple[Any, dict[str, Any]]]:
+    """A machine's records, newest first, without the rows of suites and dtypes that a newer one has."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for what, record in runs:
+        rows = [row for row in record["rows"] if (row["suite"], row["dtype"]) not in seen]
+        if rows:
+            kept.append((what, {**record, "rows": rows}))
+        seen.update((row["suite"], row["dtype"]) for row in rows)
+    return kept

@@ -1,7 +1,7 @@
 """``fastnn bench tables``: the tables of the repository, made from the records that it keeps.
 
-``benchmarks/README.md`` has every row of the newest record of each machine, README.md a summary between two markers.
-Both are what the records give and nothing else: ``--check`` fails where they are not.
+``benchmarks/README.md`` has every row of each machine, each suite from the newest record that has it; README.md has a
+summary between two markers. Both are what the records give and nothing else: ``--check`` fails where they are not.
 """
 
 from __future__ import annotations
@@ -136,17 +136,17 @@ def with_summary(readme: str, results: Results) -> str:
 
 
 def _summary(results: Results) -> list[str]:
-    """README.md's part: a few figures for each group of rows, from the newest record of each machine."""
+    """README.md's part: a few figures for each group of rows, each suite from its newest record of each machine."""
     if not results.machines:
         return [NOTHING]
     parts = []
     for runs in results.machines:
-        record = runs[0][1]
-        parts += [f"**{summary.machine_name(record)}**: {_run_line(record)}", *_left_out(record["rows"])]
-        for index, dtype in enumerate(dict.fromkeys(row["dtype"] for row in record["rows"])):
-            tables = _dtype_tables([row for row in record["rows"] if row["dtype"] == dtype])
-            # One dtype is in sight, which keeps the page short.
-            parts += [f"{dtype}:", *tables] if index == 0 else _folded(dtype, tables)
+        for _, record in summary.current(runs):
+            parts += [f"**{summary.machine_name(record)}**: {_run_line(record)}", *_left_out(record["rows"])]
+            for index, dtype in enumerate(dict.fromkeys(row["dtype"] for row in record["rows"])):
+                tables = _dtype_tables([row for row in record["rows"] if row["dtype"] == dtype])
+                # One dtype is in sight, which keeps the page short.
+                parts += [f"{dtype}:", *tables] if index == 0 else _folded(dtype, tables)
     return [*parts, f"Every row: [{PAGE}]({PAGE})."]
 
 
@@ -257,12 +257,23 @@ def page(results: Results) -> str:
 
 
 def _machine(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:
-    """A machine's newest record in full, and a line for each older one."""
-    path, record = runs[0]
+    """A machine's suites, each from the newest record that has it, and a line for each record that is not shown."""
+    shown = summary.current(runs)
+    parts = [f"## {summary.machine_name(runs[0][1])}"]
+    for path, record in shown or runs[:1]:
+        parts += _record(path, record)
+    paths = {path for path, _ in shown}
+    older = [item for item in runs[1:] if item[0] not in paths]
+    if older:
+        parts.append("Older:")
+        parts.append("\n".join(_older(*item) for item in older))
+    return parts
+
+
+def _record(path: Path, record: dict[str, Any]) -> list[str]:
     machine, rows = record["machine"], record["rows"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [
-        f"## {summary.machine_name(record)}",
         f"[{path.name}](results/{path.as_posix()}): {_run_line(record)}",
         f"{versions}; {machine.get('platform', 'unknown platform')}; {machine.get('cores', 'unknown')} cores; load "
         f"{machine.get('load_before', 'unknown')} before, {machine.get('load_after', 'unknown')} after; took "
@@ -278,9 +289,6 @@ def _machine(runs: Sequence[tuple[Path, dict[str, Any]]]) -> list[str]:
         mean = units.ratio(records.geometric_mean(inside))
         title = f"{suite}, {dtype}: {len(inside)} rows, geometric mean × torch {mean}"
         parts += _folded(title, [_row_table([row for row in inside if row["wrong"] is None])])
-    if len(runs) > 1:
-        parts.append("Older:")
-        parts.append("\n".join(_older(*item) for item in runs[1:]))
     return parts
 
 
