@@ -163,9 +163,8 @@ def lstm(
     )
     products: Tensor | None = w_ih
     if norm_ih is not None:
-        input = F.layer_norm(F.linear(_without_padding(input, lengths), w_ih), norm_ih.shape, norm_ih)
-        for bias in (b_ih, b_hh):
-            input = input if bias is None else input + bias
+        bias = b_ih if b_hh is None else b_hh if b_ih is None else b_ih + b_hh
+        input = F.layer_norm(F.linear(_without_padding(input, lengths), w_ih), norm_ih.shape, norm_ih, bias)
         products = b_ih = b_hh = None
     h0, c0 = hx
     y, h_n, c_n, c = torch.ops.fastnn.recurrence(

@@ -436,6 +436,15 @@ def test_of_two_records_of_a_day_the_later_one_is_the_newest():
     assert summary.run_name(runs[0][1]).startswith("2026-11-20, ")
 
 
+def test_each_suite_is_shown_from_the_newest_record_that_has_it():
+    def record_of(*suites: str) -> dict:
+        return {"rows": [{"suite": suite, "dtype": "float32"} for suite in suites]}
+
+    runs = [("new", record_of("lstm")), ("older", record_of("pool", "lstm", "pool")), ("oldest", record_of("pool"))]
+    shown = [(name, [row["suite"] for row in made["rows"]]) for name, made in summary.current(runs)]
+    assert shown == [("new", ["lstm"]), ("older", ["pool", "pool"])]
+
+
 def test_rows_without_torch_are_judged_by_their_times(pair):
     for both in pair:
         both["rows"] = [make_row(LAYERS[0], "contiguous", "float32", "forward", 1.0)]

@@ -154,7 +154,7 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
   const int64_t H = w_hh.size(1), width = cell.gates() * H;
   const bool record_wanted = cell.has_c() ? save || cells : save && cell.kind != CellKind::kRnn;
   const auto options = input.options();
-  const at::Tensor all = flattened(input), x = steps.take(all), w = w_hh.contiguous();
+  const at::Tensor all = flattened(input), w = w_hh.contiguous();
   // What is returned has as many rows as the input, so that its shape is known without the lengths; the first
   // are used.
   const auto rows_kept = [&](bool kept, int64_t columns) {
@@ -165,6 +165,9 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
   const bool normalises = norm_h.has_value() || norm_c_weight.has_value();
   const bool multiplies_x =
       w_ih.has_value() && served(input, cell, steps.N, H, steps.T, normalises, false).multiplies_x;
+  // Who multiplies x reads it, and writes y, where they are.
+  const bool in_place = multiplies_x && !steps.is_dense;
+  const at::Tensor x = in_place ? all : steps.take(all);
   at::Tensor gates = save || !multiplies_x ? rows_kept(save, width) : absent(options);
   at::Tensor record = record_wanted ? rows_kept(true, H) : absent(options);
   const at::Tensor bias = bias_of_gates(cell, b_ih, b_hh, H);
@@ -182,7 +185,8 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
   at::Tensor statistics = save && normalises ? at::zeros({all.size(0), kCellStatistics},
                                                          options.dtype(acc_scalar_type(input.scalar_type())))
                                              : absent(options);
-  at::Tensor y = at::empty({steps.rows, H}, options), h_n = at::empty({steps.N, H}, options);
+  at::Tensor y = in_place ? at::zeros({all.size(0), H}, options) : at::empty({steps.rows, H}, options);
+  at::Tensor h_n = at::empty({steps.N, H}, options);
   at::Tensor c_n = cell.has_c() ? at::empty_like(h_n) : absent(options);
   BackendCall call(input);
   if (h_n.numel() > 0) {
@@ -200,6 +204,7 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
     const at::Tensor x_dense = multiplies_x ? x.contiguous() : at::Tensor();
     const at::Tensor w_ih_dense = multiplies_x ? w_ih->contiguous() : at::Tensor();
     p.x = call.data(x_dense);
+    p.places = in_place ? steps.taken.data() : nullptr;
     p.I = x.size(1);
     p.w_ih = call.data(w_ih_dense);
     p.bias = multiplies_x ? call.data(bias) : nullptr;
@@ -235,8 +240,8 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
 // The rows of h before each step.
 class HBefore {
  public:
-  HBefore(const Steps& steps, const at::Tensor& y, const at::Tensor& h0)
-      : steps_(steps), rows_(steps.take(flattened(y))), h0_(h0) {
+  // y are its rows that are steps.
+  HBefore(const Steps& steps, const at::Tensor& y, const at::Tensor& h0) : steps_(steps), rows_(y), h0_(h0) {
     if (steps.rows == 0 || steps.is_whole()) return;
     Indices before(steps.rows);
     for (int64_t n = 0; n < steps.N; ++n) {
@@ -315,6 +320,7 @@ ElevenTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor&
     grads[i] = i == 0 ? steps.take(flattened(**given[i])).contiguous() : (*given[i])->contiguous();
   }
   const at::Tensor all = flattened(input), w = w_hh.contiguous();
+  const at::Tensor y_rows = steps.take(flattened(y)).contiguous();
   at::Tensor grad_gates = at::empty({steps.rows, width}, options);
   at::Tensor grad_u_n = cell.kind == CellKind::kGru ? at::empty({steps.rows, H}, options) : at::Tensor();
   at::Tensor grad_h0 = at::empty(h0.sizes(), options);
@@ -333,7 +339,6 @@ ElevenTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor&
     at::Tensor tables, shares[2];
     const at::Tensor h_begin = h0.contiguous(), c_begin = cell.has_c() ? c0->contiguous() : at::Tensor();
     const at::Tensor p_dense = cell.peephole ? peephole->contiguous() : at::Tensor();
-    const at::Tensor y_rows = steps.take(flattened(y)).contiguous();
     const DenseNorm norm(call, norm_h, norm_c_weight, norm_c_bias);
     RecurrenceBackwardParams p{};
     p.norm = norm.data;
@@ -386,7 +391,7 @@ ElevenTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor&
           wanted(kWhh,
                  [&] {
                    return grad_w_hh(cell, steps, grad_products.defined() ? grad_products : grad_gates, grad_u_n,
-                                    record, y, h0);
+                                    record, y_rows, h0);
                  }),
           wanted(kBih, [&] { return grad_b_ih; }),
           wanted(kBhh, of_b_hh),

@@ -188,6 +188,7 @@ class Forward {
   }
 
   bool multiplies_x() const { return p_.x != nullptr; }
+  int64_t place(int64_t row) const { return p_.places == nullptr ? row : p_.places[row]; }
 
   // Samples whose products with x are kept of a step, and where those of one are: between the two products of a
   // step all are wanted.
@@ -220,7 +221,7 @@ class Forward {
         count = 0;
       }
       for (int64_t n = sample; n < active; ++n, ++count) {
-        copy_run(x + count * x_pitch, static_cast<const scalar_t*>(p_.x) + rows_.row(n, t) * p_.I, p_.I);
+        copy_run(x + count * x_pitch, static_cast<const scalar_t*>(p_.x) + place(rows_.row(n, t)) * p_.I, p_.I);
       }
     }
     multiply_rows();
@@ -306,7 +307,7 @@ class Forward {
       h = zoned_out(true, load_share<scalar_t>(p_.zoneout_h, at.row, at.unit, at.count),
                     V::loadu(h_[step % 2] + at.state), made);
     }
-    scalar_t* const y = static_cast<scalar_t*>(p_.y) + at.row * s_.H + at.unit;
+    scalar_t* const y = static_cast<scalar_t*>(p_.y) + place(at.row) * s_.H + at.unit;
     store_acc(y, h, at.count);
     // What the next step multiplies is what the caller sees.
     set_h(step + 1, at.state,

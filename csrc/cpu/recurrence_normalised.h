@@ -44,19 +44,22 @@ void store_moments(const Vec<acc_t>* values, int64_t n, int64_t count, acc_t* to
   to[1] = sum_lanes(squares);
 }
 
-// Of all units, from those of their vectors (Chan, Golub and LeVeque 1983).
+// Of all units, from those of their vectors: the squares around a vector's own mean, and that mean's distance
+// from the mean of all.
 template <typename acc_t>
 Moments<acc_t> combine_moments(const PartialSums<acc_t>& partial, int64_t sample, int64_t H, int64_t of_unit) {
   constexpr int64_t L = kLanes<acc_t>;
-  acc_t mean = 0, squares = 0, seen = 0;
+  const auto numbers = [&](int64_t unit) { return static_cast<acc_t>(of_unit * std::min(L, H - unit)); };
+  const acc_t all = static_cast<acc_t>(of_unit * H);
+  acc_t sum = 0, squares = 0;
+  for (int64_t unit = 0; unit < H; unit += L) sum += numbers(unit) * partial.of(unit / L, sample)[0];
+  const acc_t mean = sum / all;
   for (int64_t unit = 0; unit < H; unit += L) {
     const acc_t* const part = partial.of(unit / L, sample);
-    const acc_t n = static_cast<acc_t>(of_unit * std::min(L, H - unit)), all = seen + n, step = part[0] - mean;
-    mean += step * n / all;
-    squares += part[1] + step * step * seen * n / all;
-    seen = all;
+    const acc_t distance = part[0] - mean;
+    squares += part[1] + numbers(unit) * distance * distance;
   }
-  return {mean, acc_t(1) / std::sqrt(squares / seen + static_cast<acc_t>(kCellNormEps))};
+  return {mean, acc_t(1) / std::sqrt(squares / all + static_cast<acc_t>(kCellNormEps))};
 }
 
 template <typename scalar_t>

@@ -56,7 +56,8 @@ inline constexpr int64_t kCellStatistics = 3;
 struct RecurrenceForwardParams {
   Recurrence in;
   // Where recurrence_fits says that the kernel multiplies x itself; null where `gates` holds the products.
-  const void* x;  // [rows, I]
+  const void* x;          // [rows, I]
+  const int64_t* places;  // [rows], with x: which rows of x and y those of the others are; null: the same ones
   int64_t I;
   const void* w_ih;      // [G H, I]
   const void* bias;      // [G H] of the gates, or null
