@@ -228,7 +228,7 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
   }
   auto size = input.sizes().vec();
   size.back() = H;
-  return {steps.put(y, all.size(0)).view(size),
+  return {(in_place ? y : steps.put(y, all.size(0))).view(size),
           h_n,
           c_n,
           save ? gates : absent(options),
