@@ -423,3 +423,12 @@ def test_hidden_states_are_torch_s(backend):
     states = states_of(ours, 2, torch.float64, backend.device)
     assert hidden_of(ours, states) is states[0]
     assert ours(batch_of(4, 2, 5, device=backend.device), states[0])[1].shape == (1, 2, 4)
+
+
+def test_the_op_refuses_tensors_of_another_type():
+    x, h, w = torch.randn(5, 2, 3), torch.randn(2, 4), (torch.randn(12, 3), torch.randn(12, 4))
+    gru = [1, 0, 2, 2, 0, 0, 0, 1, 0]
+    for args in ((x, h.double(), *w), (x, h, w[0].double(), w[1]), (x, h, w[0], w[1].bfloat16())):
+        x_, h_, w_ih, w_hh = args
+        with pytest.raises(RuntimeError, match="must have input's dtype Float, got"):
+            torch.ops.fastnn.recurrence_layer(x_, h_, None, w_ih, w_hh, *[None] * 10, False, False, False, gru)

@@ -77,6 +77,17 @@ RecurrentCell checked_cell(const char* op, const LayerTensors& t, const Steps& s
   return cell;
 }
 
+// Kernels take tensors of one type.
+void check_types(const char* op, const LayerTensors& t) {
+  for (const OptionalTensor& x :
+       {OptionalTensor(t.h0), t.c0, t.w_ih, OptionalTensor(t.w_hh), t.b_ih, t.b_hh, t.peephole, t.zoneout_h,
+        t.zoneout_c, t.norm_h, t.norm_c_weight, t.norm_c_bias}) {
+    TORCH_CHECK(!x.has_value() || x->scalar_type() == t.input.scalar_type(), op,
+                ": tensors must have input's dtype ", t.input.scalar_type(), ", got ",
+                x.has_value() ? x->scalar_type() : t.input.scalar_type());
+  }
+}
+
 // ---- kernels ------------------------------------------------------------------------------------------------
 
 // Rows of d, or the one of all, for kernels; `keep` owns them.
@@ -146,11 +157,11 @@ SevenTensors layer(const at::Tensor& input, const at::Tensor& h0, const Optional
                    bool save, at::IntArrayRef numbers, bool /*memory_efficient: autograd's*/) {
   static constexpr const char* kOp = "recurrence_layer";
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
-  const RecurrentCell cell =
-      checked_cell(kOp,
-                   {input, h0, c0, w_ih, w_hh, b_ih, b_hh, std::nullopt, peephole, zoneout_h, zoneout_c, norm_h,
-                    norm_c_weight, norm_c_bias, numbers.vec()},
-                   steps);
+  const LayerTensors t{input,         h0,           c0,           w_ih,      w_hh,      b_ih,
+                       b_hh,          std::nullopt, peephole,     zoneout_h, zoneout_c, norm_h,
+                       norm_c_weight, norm_c_bias,  numbers.vec()};
+  const RecurrentCell cell = checked_cell(kOp, t, steps);
+  check_types(kOp, t);
   const int64_t H = w_hh.size(1), width = cell.gates() * H;
   const bool record_wanted = cell.has_c() ? save || cells : save && cell.kind != CellKind::kRnn;
   const auto options = input.options();
@@ -301,11 +312,15 @@ ElevenTensors layer_backward(const OptionalTensor& grad_y, const OptionalTensor&
                              at::IntArrayRef numbers) {
   static constexpr const char* kOp = "recurrence_layer_backward";
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
-  const RecurrentCell cell =
-      checked_cell(kOp,
-                   {input, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, std::nullopt, peephole, zoneout_h,
-                    zoneout_c, norm_h, norm_c_weight, norm_c_bias, numbers.vec()},
-                   steps);
+  const LayerTensors t{input,         h0,           c0,           w_ih,      w_hh,      std::nullopt,
+                       std::nullopt,  std::nullopt, peephole,     zoneout_h, zoneout_c, norm_h,
+                       norm_c_weight, norm_c_bias,  numbers.vec()};
+  const RecurrentCell cell = checked_cell(kOp, t, steps);
+  check_types(kOp, t);
+  for (const at::Tensor& x : {y, gates, record, normalised}) {
+    TORCH_CHECK(x.scalar_type() == input.scalar_type(), kOp, ": tensors must have input's dtype ",
+                input.scalar_type(), ", got ", x.scalar_type());
+  }
   const int64_t H = w_hh.size(1), width = cell.gates() * H;
   const auto options = input.options();
   const std::array<at::IntArrayRef, 4> sizes{y.sizes(), h0.sizes(), h0.sizes(), record.sizes()};
