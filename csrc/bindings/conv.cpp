@@ -526,8 +526,7 @@ at::Tensor conv2d_padding(const at::Tensor& input, const at::Tensor& weight, con
       });
 }
 
-// ---- autocast: to the lower precision, as torch casts its own convolutions
-// -------------------------------------
+// ---- autocast: to the lower precision, as torch casts its own convolutions ------------------------------
 
 template <typename Padding, typename Op>
 at::Tensor autocast(const Op& op, const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,

@@ -208,8 +208,7 @@ __device__ __forceinline__ void load_peepholes(const RecurrentCell& cell, const 
   }
 }
 
-// ---- before the first step
-// --------------------------------------------------------------------------------------
+// ---- before the first step ------------------------------------------------------------------------------
 
 // A state that a sample of no steps keeps, or its gradient.
 template <typename scalar_t>

@@ -217,8 +217,7 @@ struct GruFormula {
   }
 };
 
-// ---- cells that reset before the product
-// -----------------------------------------------------------------------
+// ---- cells that reset before the product ----------------------------------------------------------------
 
 template <typename M>
 struct BlendFormula {
