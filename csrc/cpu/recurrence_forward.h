@@ -228,7 +228,6 @@ class Forward {
   }
 
   // ---- one step -----------------------------------------------------------------------------------------
-  // -----------------------------------------------------------------------------------------------
 
   // Sums of some samples from a thread's first vector on: [sample][vector][gate][lane] of the product that they
   // are given for.
