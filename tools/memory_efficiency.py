@@ -62,6 +62,12 @@ NORMS = {
 }
 ENDS = {"64, 28²": (4, 64, 28, 28), "256, 28²": (4, 256, 28, 28)}
 CELLS = {"N 64, H 128": (64, 128)}
+SEQUENCES: dict[str, Callable[[int], torch.nn.Module]] = {
+    "lstm": lambda h: fastnn.nn.LSTM(h, h),
+    "gru": lambda h: fastnn.nn.GRU(h, h),
+    "gru, reset before the product": lambda h: fastnn.nn.GRU(h, h, reset_after=False),
+    "rnn": lambda h: fastnn.nn.RNN(h, h),
+}
 
 
 @dataclass(frozen=True)
@@ -105,10 +111,14 @@ def rows() -> Iterator[Row]:
             )
     for case, (n, h) in CELLS.items():
         yield Row("lstm_cell", case, "contiguous", lambda h=h: fastnn.nn.LSTMCell(h, h), ((n, h),) * 3)
+    for op, make in SEQUENCES.items():
+        yield Row(op, "N 16, T 6, H 64", "contiguous", lambda make=make: make(64), ((6, 16, 64),))
 
 
 def call(layer: torch.nn.Module, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Runs a layer; a cell takes its state as a pair."""
+    """Runs a layer; a cell takes its state as a pair, and of a sequence the outputs of all steps are wanted."""
+    if isinstance(layer, torch.nn.RNNBase):
+        return (layer(inputs[0])[0],)
     out = layer(inputs[0], tuple(inputs[1:])) if isinstance(layer, torch.nn.LSTMCell) else layer(*inputs)
     return out if isinstance(out, tuple) else (out,)
 
