@@ -417,9 +417,19 @@ def gru_cell(
         ValueError: for an unknown activation.
         RuntimeError: for shapes, types or devices that do not go together.
     """
-    cell = _cell(_GRU if reset_after else _RESET, gate_activation, candidate_activation)
-    zoneout = _one_step(zoneout_h)
-    return _without_c(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, zoneout, None, None, False, False, cell)[1]
+    _, h = gru(
+        input.unsqueeze(0),
+        hx,
+        w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        reset_after=reset_after,
+        zoneout_h=_one_step(zoneout_h),
+        gate_activation=gate_activation,
+        candidate_activation=candidate_activation,
+    )
+    return h
 
 
 def rnn(
@@ -501,9 +511,8 @@ def rnn_cell(
         ValueError: for an unknown nonlinearity.
         RuntimeError: for shapes, types or devices that do not go together.
     """
-    cell = _cell(_RNN, candidate=nonlinearity, candidate_argument="nonlinearity")
     zoneout = _one_step(zoneout_h)
-    return _without_c(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, zoneout, None, None, False, False, cell)[1]
+    return rnn(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh, nonlinearity=nonlinearity, zoneout_h=zoneout)[1]
 
 
 def mut(

@@ -138,7 +138,7 @@ def _judge(module: Module) -> _Verdict:
     if own is not None:
         return _Verdict(True, None, "")
     if issubclass(family, torch.nn.RNNBase) and any(parameter.is_cuda for parameter in module.parameters()):
-        return keep("on CUDA fastnn steps its cell over time, which cuDNN's sequences are faster than")
+        return keep("on CUDA cuDNN's sequences stay until fastnn's have been timed on a GPU")
     for name, parameter in module.named_parameters():
         if parameter.dtype not in _DTYPES:
             return keep(f"{name} is {parameter.dtype}; fastnn has kernels for float64, float32, bfloat16, float16")

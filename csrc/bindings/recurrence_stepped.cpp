@@ -38,11 +38,7 @@ at::Tensor zoned_out(const OptionalTensor& d, const at::Tensor& old, const at::T
   return d.has_value() ? at::lerp(made, old, *d) : made;
 }
 
-// Steps of a plain LSTM for which one kernel with the products of x serves best: elsewhere they are one
-// product.
-constexpr int64_t kFewSteps = 3;
-
-// One step of a cell. x are the rows of its input's products, or of its input where `few`.
+// One step of a cell. x are the rows of its input's products, or where `few`, of a plain LSTM, of its input.
 class CellStep {
  public:
   CellStep(const LayerTensors& t, const RecurrentCell& cell, bool few)

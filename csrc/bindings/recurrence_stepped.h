@@ -9,7 +9,11 @@
 
 namespace fastnn::bindings {
 
-// The tensors of a layer; shapes in recurrence.cpp's schema.
+// Steps for which packing the weights does not pay, nor a product of x for all of them: the cell reads the
+// weights where they are.
+inline constexpr int64_t kFewSteps = 3;
+
+// The tensors of a layer; shapes in recurrence.cpp's schemas.
 struct LayerTensors {
   at::Tensor input, h0;
   OptionalTensor c0, w_ih;

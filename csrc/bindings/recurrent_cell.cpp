@@ -103,7 +103,7 @@ class CellCall {
       shapes_[i] = i == kPeephole ? std::vector<int64_t>{blocks_[i], in_.H}
                                   : std::vector<int64_t>{in_.N, blocks_[i] * in_.H};
     }
-    place_inputs(in_.in, tensors, /*row_of_all=*/true);
+    place_inputs(in_.in, tensors);
     place_share(d_h, kShareH);
     place_share(d_c, kShareC);
   }
@@ -113,12 +113,12 @@ class CellCall {
   bool is_empty() const { return in_.N * in_.H == 0; }
 
   // Blocks of gradients or directions of the inputs, by the inputs' places.
-  void place_inputs(CellBlock* blocks, const Tensors& tensors, bool row_of_all) {
+  void place_inputs(CellBlock* blocks, const Tensors& tensors) {
     std::array<const void*, kTensors> data{};
     for (size_t i = 0; i < kTensors; ++i) data[i] = take(tensors[i], shapes_[i]);
     for (const Place& p : places_) {
       if (p.tensor >= kTensors || data[p.tensor] == nullptr) continue;
-      const int64_t pitch = p.tensor == kPeephole && row_of_all ? 0 : blocks_[p.tensor] * in_.H;
+      const int64_t pitch = p.tensor == kPeephole ? 0 : blocks_[p.tensor] * in_.H;
       blocks[p.input] = {at(data[p.tensor], p.block), pitch};
     }
   }
@@ -222,7 +222,7 @@ SevenTensors double_backward(const OptionalTensor& gg_a, const OptionalTensor& g
   CellCall call("recurrent_cell_double_backward", {a, u, c, h, peephole}, d_h, d_c, stage, cell);
   RecurrentCellDoubleBackwardParams p{call.in(), {}, {}, {}, {}};
   call.place_outputs(p.grad_out, grad_first, grad_second);
-  call.place_inputs(p.direction, {gg_a, gg_u, gg_c, gg_h, gg_peephole}, /*row_of_all=*/true);
+  call.place_inputs(p.direction, {gg_a, gg_u, gg_c, gg_h, gg_peephole});
   const at::Tensor d_first = call.make_output(&p.d_grad_out[0], output_mask[0]);
   const at::Tensor d_second =
       call.make_output(&p.d_grad_out[1], output_mask[1] && has_second_output(p.in.stage));

@@ -251,13 +251,13 @@ class Forward {
   void for_each_cell(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples,
                      const Sums& sums, int64_t sums_step, const F& f) const {
     const int64_t pitch = cell_.gates() * s_.H;
-    const bool gates_in_memory = p_.gates != nullptr;
+    const bool gates_in_memory = p_.gates != nullptr;  // not in inference, where the kernel multiplies x
     for (int64_t m = 0; m < samples; ++m) {
       const int64_t next = std::min(sample + m + kSamplesAhead, sample + samples - 1);
       const scalar_t* const ahead = static_cast<const scalar_t*>(p_.gates) + rows_.row(next, step) * pitch;
       const int64_t row = rows_.row(sample + m, step);
       for (int64_t vec = first; vec < last; ++vec) {
-        for (int64_t gate = 0; gate < cell_.gates(); ++gate)
+        for (int64_t gate = 0; gates_in_memory && gate < cell_.gates(); ++gate)
           __builtin_prefetch(ahead + gate * s_.H + vec * L, 1);
         f(vec, sample + m, row, sums.at + m * sums.pitch + (vec - first) * sums_step);
       }

@@ -6,6 +6,7 @@ torch's cell. So converted layers, which torch made, need no attribute of their 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 import numbers
@@ -44,7 +45,7 @@ def _shares_of_old(rate: float, like: Tensor, units: int, training: bool) -> Ten
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellOptions:
+class CellOptions(abc.ABC):
     """What makes a cell a variant; by default it is torch's.
 
     A family of cells derives from it, and says which weights it has and how it is computed.
@@ -95,14 +96,14 @@ class CellOptions:
             if default is not dataclasses.MISSING and value != default
         }
 
+    @abc.abstractmethod
     def shapes(self, inputs: int, hidden: int, bias: bool, proj: int) -> dict[str, tuple[int, ...]]:
         """The weights of one direction of one layer, by torch's names without what follows them."""
-        raise NotImplementedError
 
-    def check_sizes(self, name: str, inputs: int, hidden: int, bias: bool) -> None:
+    def check_sizes(self, name: str, inputs: int, hidden: int, bias: bool) -> None:  # noqa: B027 - most take any
         """Raises ValueError where the cell cannot have such sizes."""
 
-    def reset(self, weights: Weights, hidden: int) -> None:
+    def reset(self, weights: Weights, hidden: int) -> None:  # noqa: B027 - most have torch's weights alone
         """Gives those weights that do not begin as torch's do their first values."""
 
     def call(
@@ -122,6 +123,7 @@ class CellOptions:
             weights = {**weights, "weight_hh": dropped}
         return self._call(function, input, states, weights, zoneouts, **others)
 
+    @abc.abstractmethod
     def _call(
         self,
         function: Callable[..., Any],
@@ -131,7 +133,7 @@ class CellOptions:
         zoneouts: list[Tensor | None],
         **others: Any,
     ) -> Any:
-        raise NotImplementedError
+        """Calls the family's function with weights, zoneout's shares and options where it takes them."""
 
 
 def _stacked(blocks: int, inputs: int, hidden: int, bias: bool, state: int | None = None) -> dict[str, tuple[int, ...]]:
