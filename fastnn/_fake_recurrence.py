@@ -31,6 +31,7 @@ def _recurrence_layer(
     peephole: Tensor | None,
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
+    norm_x: Tensor | None,
     norm_h: Tensor | None,
     norm_c_weight: Tensor | None,
     norm_c_bias: Tensor | None,
@@ -51,12 +52,13 @@ def _recurrence_layer(
         _wanted(save_for_backward, (rows, _gates(cell) * hidden), input),
         _wanted((save_for_backward and not is_rnn) or (cells and is_lstm), (rows, hidden), input),
         _wanted(save_for_backward and norm_h is not None, (rows, _gates(cell) * hidden), input),
-        _statistics(save_for_backward and (norm_h is not None or norm_c_weight is not None), rows, input),
+        _wanted(save_for_backward and norm_x is not None, (rows, _gates(cell) * hidden), input),
+        _statistics(save_for_backward and any(n is not None for n in (norm_x, norm_h, norm_c_weight)), rows, input),
     )
 
 
 def _statistics(wanted: bool, rows: int, input: Tensor) -> Tensor:
-    return _wanted(wanted, (rows, 3), input, dtype=_accumulation_type(input.dtype))
+    return _wanted(wanted, (rows, 4), input, dtype=_accumulation_type(input.dtype))
 
 
 @register_fake("fastnn::recurrence_layer_backward")
@@ -73,6 +75,7 @@ def _recurrence_layer_backward(
     peephole: Tensor | None,
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
+    norm_x: Tensor | None,
     norm_h: Tensor | None,
     norm_c_weight: Tensor | None,
     norm_c_bias: Tensor | None,
@@ -80,6 +83,7 @@ def _recurrence_layer_backward(
     gates: Tensor,
     record: Tensor,
     normalised: Tensor,
+    normalised_x: Tensor,
     statistics: Tensor,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
@@ -91,7 +95,7 @@ def _recurrence_layer_backward(
     shapes = [None if t is None else t.shape for t in (input, h0, c0, w_ih, w_hh)]
     shapes += [bias, bias, None if peephole is None else peephole.shape]
     of_c = None if norm_c_weight is None else (h0.shape[1],)
-    shapes += [None if norm_h is None else bias, of_c, of_c]
+    shapes += [None if norm_x is None else bias, None if norm_h is None else bias, of_c, of_c]
     return tuple(
         _wanted(wanted and shape is not None, () if shape is None else shape, input)
         for wanted, shape in zip(output_mask, shapes, strict=True)

@@ -1,7 +1,7 @@
 """The recurrent functions of :mod:`fastnn.functional`: layers in one direction, and single steps.
 
 All but the plain LSTM cell are the op ``fastnn::recurrence``; one step is a sequence of one. Where an input enters
-otherwise than through a matrix (layer normalisation, MUT1, MUT2), what stands for its products is made here, of all
+otherwise than through a matrix (MUT1, MUT2), what stands for its products is made here, of all
 steps at once, by torch.
 """
 
@@ -161,17 +161,12 @@ def lstm(
         coupled=coupled,
         peephole_previous=peephole_previous,
     )
-    products: Tensor | None = w_ih
-    if norm_ih is not None:
-        bias = b_ih if b_hh is None else b_hh if b_ih is None else b_ih + b_hh
-        input = F.layer_norm(F.linear(_without_padding(input, lengths), w_ih), norm_ih.shape, norm_ih, bias)
-        products = b_ih = b_hh = None
     h0, c0 = hx
     y, h_n, c_n, c = torch.ops.fastnn.recurrence(
         input,
         h0,
         c0,
-        products,
+        w_ih,
         w_hh,
         b_ih,
         b_hh,
@@ -179,6 +174,7 @@ def lstm(
         peephole,
         zoneout_h,
         zoneout_c,
+        norm_ih,
         norm_hh,
         norm_c_weight,
         norm_c_bias,
@@ -309,6 +305,7 @@ def _without_c(
         None,
         None,
         zoneout_h,
+        None,
         None,
         None,
         None,

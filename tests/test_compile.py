@@ -56,7 +56,7 @@ def recurrence_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     lengths, batch_sizes = torch.tensor([3, 5]), torch.tensor([2, 2, 2, 1])
     layers = {
         "lstm": (x, c, 12, 12, {}, (None, lengths, True, True, True, LSTM)),
-        "norms": (x, c, 12, 12, {"norms": (t(12), t(3), t(3))}, (None, None, False, False, True, LSTM)),
+        "norms": (x, c, 12, 12, {"norms": (t(12), t(12), t(3), t(3))}, (None, None, False, False, True, LSTM)),
         "coupled": (
             *(rows, c, 9, 9, {"peephole": t(2, 3), "zoneouts": (t(7, 3), t(3))}),
             (batch_sizes, None, False, False, True, COUPLED),
@@ -68,7 +68,7 @@ def recurrence_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     for name, (input, c0, w_ih, w_hh, given, (sizes, lens, reverse, cells, save, cell)) in layers.items():
         w_ih, b_ih = (None, None) if w_ih is None else (t(w_ih, 4), t(w_ih))
         zoneouts = [None if d is None else d.detach().sigmoid() for d in given.get("zoneouts", (None, None))]
-        peephole, norms = given.get("peephole"), given.get("norms", (None, None, None))
+        peephole, norms = given.get("peephole"), given.get("norms", (None,) * 4)
         weights = (input, h, c0, w_ih, t(w_hh, 3), b_ih, None)
         arguments = (*weights, peephole, *zoneouts, *norms, sizes, lens, reverse)
         calls[f"recurrence_layer-{name}"] = (ops.recurrence_layer.default, (*arguments, cells, save, cell))
@@ -82,7 +82,7 @@ def recurrence_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         masks += [a is not None for a in (peephole, *norms)]
         calls[f"recurrence_layer_backward-{name}"] = (
             ops.recurrence_layer_backward.default,
-            (y, None if c0 is None else h_n, None, None, *plain[:5], *plain[7:13], y, *saved, *plain[13:], masks, cell),
+            (y, None if c0 is None else h_n, None, None, *plain[:5], *plain[7:14], y, *saved, *plain[14:], masks, cell),
         )
     stages = {  # a, u, c, h, peephole
         "lstm": (0, LSTM, (t(2, 12), None, c, h, t(3, 3))),

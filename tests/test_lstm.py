@@ -223,7 +223,7 @@ def test_opcheck_and_compile():
     x, h, c = torch.randn(4, 2, 5), torch.randn(2, 4), torch.randn(2, 4)
     leaves = [t.requires_grad_() for t in (x, h, c)]
     weights = (ours.weight_ih_l0, ours.weight_hh_l0, ours.bias_ih_l0, ours.bias_hh_l0)
-    options = (None,) * 6  # peepholes, zoneout, norms
+    options = (None,) * 7  # peepholes, zoneout, norms
     for batch_sizes, lengths in ((None, None), (None, torch.tensor([2, 4]))):
         torch.library.opcheck(
             torch.ops.fastnn.recurrence_layer.default,
@@ -310,7 +310,7 @@ def test_the_op_takes_no_steps_and_no_samples(time, samples):
     w_ih, w_hh = torch.randn(12, 4, requires_grad=True), torch.randn(12, 3, requires_grad=True)
     x, h = torch.randn(time, samples, 4), torch.randn(samples, 3, requires_grad=True)
     y, h_n, *_ = torch.ops.fastnn.recurrence_layer(
-        x, h, h.detach(), w_ih, w_hh, *[None] * 10, False, False, False, PLAIN
+        x, h, h.detach(), w_ih, w_hh, *[None] * 11, False, False, False, PLAIN
     )
     assert y.shape == (time, samples, 3)
     assert torch.equal(h_n, h)

@@ -431,14 +431,14 @@ def test_the_op_refuses_tensors_of_another_type():
     for args in ((x, h.double(), *w), (x, h, w[0].double(), w[1]), (x, h, w[0], w[1].bfloat16())):
         x_, h_, w_ih, w_hh = args
         with pytest.raises(RuntimeError, match="must have input's dtype Float, got"):
-            torch.ops.fastnn.recurrence_layer(x_, h_, None, w_ih, w_hh, *[None] * 10, False, False, False, gru)
+            torch.ops.fastnn.recurrence_layer(x_, h_, None, w_ih, w_hh, *[None] * 11, False, False, False, gru)
 
 
 def test_backward_refuses_what_forward_cannot_have_left():
     x, h, w = torch.randn(5, 2, 3), torch.randn(2, 4), (torch.randn(12, 3), torch.randn(12, 4))
     gru, nothing = [1, 0, 2, 2, 0, 0, 0, 1, 0], torch.empty(0)
     y, _, _, gates, record, *_ = torch.ops.fastnn.recurrence_layer(
-        x, h, None, *w, *[None] * 10, False, False, True, gru
+        x, h, None, *w, *[None] * 11, False, False, True, gru
     )
     backward = torch.ops.fastnn.recurrence_layer_backward
     for left, message in (
@@ -456,13 +456,12 @@ def test_backward_refuses_what_forward_cannot_have_left():
                 h,
                 None,
                 *w,
-                *[None] * 6,
+                *[None] * 7,
                 *left,
-                nothing,
-                nothing,
+                *[nothing] * 3,
                 None,
                 None,
                 False,
-                [True] * 11,
+                [True] * 12,
                 gru,
             )

@@ -290,6 +290,66 @@ def test_cells_are_the_layers_steps(variant, backend):
     torch.testing.assert_close(state[-1], last[-1][0] if isinstance(last, tuple) else last[0, -1])
 
 
+def stepped_with_norms(x, state, w_ih, w_hh, bias, norm_x, norm_h, norm_c, lengths):
+    """An LSTM whose products and c are normalised where there is a gain, by torch, sample by sample."""
+
+    def norm(u, gain, bias=None):
+        return u if gain is None else torch.nn.functional.layer_norm(u, gain.shape, gain, bias)
+
+    outputs = []
+    for n, length in enumerate(lengths):
+        h, c, of_sample = state[0][n], state[1][n], []
+        for t in range(length):
+            a = norm(w_ih @ x[t, n], norm_x) + bias + norm(w_hh @ h, norm_h)
+            i, f, g, o = a.chunk(4)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * norm(c, norm_c, None if norm_c is None else norm_c.flip(0)).tanh()
+            of_sample.append(h)
+        outputs.append(torch.stack(of_sample + [torch.zeros_like(h)] * (len(x) - length)))
+    return torch.stack(outputs, 1)
+
+
+@pytest.mark.parametrize("norms", ["x", "h", "c", "xh", "xc", "hc", "xhc"])
+@pytest.mark.parametrize(("samples", "hidden"), [(3, 5), (70, 37)])
+def test_each_norm_by_itself(norms, samples, hidden, backend):
+    if backend.name == "emulated" and samples > 3:
+        samples = 5
+    lengths = [int(n) for n in torch.randint(1, 8, (samples,))]
+    lengths[1] = 7
+    x, *state = (torch.randn(*size, dtype=torch.float64) for size in ((7, samples, 4), *[(samples, hidden)] * 2))
+    # Products with a mean far from 0, and gains that are not 1.
+    w_ih, w_hh = (torch.randn(4 * hidden, n, dtype=torch.float64) + 0.5 for n in (4, hidden))
+    bias = torch.randn(4 * hidden, dtype=torch.float64)
+    gains = [
+        (torch.rand(size, dtype=torch.float64) + 0.5) if name in norms else None
+        for name, size in zip("xhc", (4 * hidden, 4 * hidden, hidden), strict=True)
+    ]
+    leaves = [t.requires_grad_() for t in (x, *state, w_ih, w_hh, bias, *gains) if t is not None]
+    want = stepped_with_norms(x, state, w_ih, w_hh, bias, *gains, lengths)
+    cotangent = torch.randn_like(want)
+    want_grads = torch.autograd.grad(want, leaves, cotangent)
+
+    ours = {id(t): t.detach().to(backend.device).requires_grad_() for t in leaves}
+    x, h, c, w_ih, w_hh, bias, *gains = (
+        None if t is None else ours[id(t)] for t in (x, *state, w_ih, w_hh, bias, *gains)
+    )
+    y, *_ = F.lstm(
+        x,
+        (h, c),
+        w_ih,
+        w_hh,
+        bias,
+        lengths=torch.tensor(lengths),
+        norm_ih=gains[0],
+        norm_hh=gains[1],
+        norm_c_weight=gains[2],
+        norm_c_bias=None if gains[2] is None else gains[2].flip(0),
+    )
+    grads = torch.autograd.grad(y, list(ours.values()), cotangent.to(backend.device))
+    torch.testing.assert_close(y.cpu(), want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close([g.cpu() for g in grads], list(want_grads), rtol=1e-8, atol=1e-8)
+
+
 # ---- sequences ----------------------------------------------------------------------------------------------
 
 

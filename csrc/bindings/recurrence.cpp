@@ -34,7 +34,7 @@ const auto& layer_backward_op() {
 
 struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and of an LSTM c_n and the record
   std::array<SavedVariable, kInputs> inputs;
-  SavedVariable zoneout_h, zoneout_c, y, gates, record, normalised, statistics;
+  SavedVariable zoneout_h, zoneout_c, y, gates, record, normalised, normalised_x, statistics;
   OptionalTensor batch_sizes, lengths;
   bool reverse = false;
   bool record_is_output = false;
@@ -57,33 +57,35 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
     const OptionalTensor d_h = some(zoneout_h.unpack()), d_c = some(zoneout_c.unpack());
     // What fitted forward may fit no more: torch's flags may have changed since.
     if (at::GradMode::is_enabled() || !fits_backward(t, d_h, d_c)) return by_steps(t, d_h, d_c, wanted, grads);
-    at::Tensor gates_then, record_then, normalised_then, statistics_then;
+    at::Tensor gates_then, record_then, normalised_then, normalised_x_then, statistics_then;
     if (is_saved) {
       gates_then = gates.unpack(getptr());
       record_then = record.unpack(getptr());
       normalised_then = normalised.unpack(getptr());
+      normalised_x_then = normalised_x.unpack(getptr());
       statistics_then = statistics.unpack(getptr());
     } else {
       std::tie(std::ignore, std::ignore, std::ignore, gates_then, record_then, normalised_then,
-               statistics_then) =
+               normalised_x_then, statistics_then) =
           layer_op().call(t[kInput], t[kH0], some(t[kC0]), some(t[kWih]), t[kWhh], some(t[kBih]), some(t[kBhh]),
-                          some(t[kPeephole]), d_h, d_c, some(t[kNormH]), some(t[kNormCWeight]),
+                          some(t[kPeephole]), d_h, d_c, some(t[kNormX]), some(t[kNormH]), some(t[kNormCWeight]),
                           some(t[kNormCBias]), batch_sizes, lengths, reverse, record_is_output, true, numbers,
                           false);
     }
     const auto r = layer_backward_op().call(
         some(grads[0]), some(grads[1]), some(grads[2]), some(grads[3]), t[kInput], t[kH0], some(t[kC0]),
-        some(t[kWih]), t[kWhh], some(t[kPeephole]), d_h, d_c, some(t[kNormH]), some(t[kNormCWeight]),
-        some(t[kNormCBias]), y.unpack(getptr()), gates_then, record_then, normalised_then, statistics_then,
-        batch_sizes, lengths, reverse, wanted, numbers);
-    const auto& [g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10] = r;
-    const at::Tensor* const all[] = {&g0, &g1, &g2, &g3, &g4, &g5, &g6, &g7, &g8, &g9, &g10};
+        some(t[kWih]), t[kWhh], some(t[kPeephole]), d_h, d_c, some(t[kNormX]), some(t[kNormH]),
+        some(t[kNormCWeight]), some(t[kNormCBias]), y.unpack(getptr()), gates_then, record_then,
+        normalised_then, normalised_x_then, statistics_then, batch_sizes, lengths, reverse, wanted, numbers);
+    const auto& [g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11] = r;
+    const at::Tensor* const all[] = {&g0, &g1, &g2, &g3, &g4, &g5, &g6, &g7, &g8, &g9, &g10, &g11};
     for (size_t i = 0; i < kInputs; ++i) result[i] = if_wanted(wanted[i], *all[i]);
     return result;
   }
   void release_variables() override {
     for (SavedVariable& v : inputs) v.reset_data();
-    for (SavedVariable* v : {&zoneout_h, &zoneout_c, &y, &gates, &record, &normalised, &statistics})
+    for (SavedVariable* v :
+         {&zoneout_h, &zoneout_c, &y, &gates, &record, &normalised, &normalised_x, &statistics})
       v->reset_data();
   }
 
@@ -106,9 +108,10 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
     const at::AutoGradMode with_graph(true);
     const Steps steps = steps_of("recurrence_layer", t[kInput], batch_sizes, lengths, reverse);
     const LayerTensors tensors{
-        t[kInput],     t[kH0],          some(t[kC0]),          some(t[kWih]),       t[kWhh],
-        some(t[kBih]), some(t[kBhh]),   std::nullopt,          some(t[kPeephole]),  d_h,
-        d_c,           some(t[kNormH]), some(t[kNormCWeight]), some(t[kNormCBias]), numbers};
+        t[kInput],     t[kH0],          some(t[kC0]),    some(t[kWih]),         t[kWhh],
+        some(t[kBih]), some(t[kBhh]),   std::nullopt,    some(t[kPeephole]),    d_h,
+        d_c,           some(t[kNormX]), some(t[kNormH]), some(t[kNormCWeight]), some(t[kNormCBias]),
+        numbers};
     const RecurrentCell cell =
         cell_of("recurrence_layer", numbers, t[kPeephole].defined(), d_h.has_value(), d_c.has_value());
     const SteppedLayer stepped = step_through(tensors, cell, steps, grads[3].defined());
@@ -138,30 +141,30 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
   }
 };
 
-SevenTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& h0,
+EightTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& h0,
                             const OptionalTensor& c0, const OptionalTensor& w_ih, const at::Tensor& w_hh,
                             const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                             const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
-                            const OptionalTensor& zoneout_c, const OptionalTensor& norm_h,
-                            const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
-                            const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse,
-                            bool cells, bool save_for_backward, at::IntArrayRef numbers,
-                            bool memory_efficient) {
-  const auto node =
-      make_node<LayerNode>(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, norm_h, norm_c_weight, norm_c_bias);
-  SevenTensors result;
+                            const OptionalTensor& zoneout_c, const OptionalTensor& norm_x,
+                            const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight,
+                            const OptionalTensor& norm_c_bias, const OptionalTensor& batch_sizes,
+                            const OptionalTensor& lengths, bool reverse, bool cells, bool save_for_backward,
+                            at::IntArrayRef numbers, bool memory_efficient) {
+  const auto node = make_node<LayerNode>(input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, norm_x, norm_h,
+                                         norm_c_weight, norm_c_bias);
+  EightTensors result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = layer_op().redispatch(keys & c10::after_autograd_keyset, input, h0, c0, w_ih, w_hh, b_ih, b_hh,
-                                   peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias,
+                                   peephole, zoneout_h, zoneout_c, norm_x, norm_h, norm_c_weight, norm_c_bias,
                                    batch_sizes, lengths, reverse, cells,
                                    save_for_backward || (node && !memory_efficient), numbers, memory_efficient);
   }
-  const auto& [y, h_n, c_n, gates, record, normalised, statistics] = result;
+  const auto& [y, h_n, c_n, gates, record, normalised, normalised_x, statistics] = result;
   if (node) {
-    node->inputs = {save(input),      save(h0),   save(c0),       save(w_ih),   save(w_hh),
-                    save(b_ih),       save(b_hh), save(peephole), save(norm_h), save(norm_c_weight),
-                    save(norm_c_bias)};
+    node->inputs = {save(input),         save(h0),         save(c0),       save(w_ih),   save(w_hh),
+                    save(b_ih),          save(b_hh),       save(peephole), save(norm_x), save(norm_h),
+                    save(norm_c_weight), save(norm_c_bias)};
     node->zoneout_h = save(zoneout_h);
     node->zoneout_c = save(zoneout_c);
     node->batch_sizes = batch_sizes;
@@ -179,33 +182,35 @@ SevenTensors layer_autograd(c10::DispatchKeySet keys, const at::Tensor& input, c
       node->gates = save(gates);
       node->record = SavedVariable(record, node->record_is_output);
       node->normalised = save(normalised);
+      node->normalised_x = save(normalised_x);
       node->statistics = save(statistics);
     }
   }
   return result;
 }
 
-ElevenTensors layer_backward_autograd(
+TwelveTensors layer_backward_autograd(
     c10::DispatchKeySet keys, const OptionalTensor& grad_y, const OptionalTensor& grad_h_n,
     const OptionalTensor& grad_c_n, const OptionalTensor& grad_record, const at::Tensor& input,
     const at::Tensor& h0, const OptionalTensor& c0, const OptionalTensor& w_ih, const at::Tensor& w_hh,
     const OptionalTensor& peephole, const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-    const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
-    const at::Tensor& y, const at::Tensor& gates, const at::Tensor& record, const at::Tensor& normalised,
-    const at::Tensor& statistics, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    bool reverse, std::array<bool, kInputs> output_mask, at::IntArrayRef numbers) {
-  ElevenTensors result;
+    const OptionalTensor& norm_x, const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight,
+    const OptionalTensor& norm_c_bias, const at::Tensor& y, const at::Tensor& gates, const at::Tensor& record,
+    const at::Tensor& normalised, const at::Tensor& normalised_x, const at::Tensor& statistics,
+    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse,
+    std::array<bool, kInputs> output_mask, at::IntArrayRef numbers) {
+  TwelveTensors result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = layer_backward_op().redispatch(
         keys & c10::after_autograd_keyset, grad_y, grad_h_n, grad_c_n, grad_record, input, h0, c0, w_ih, w_hh,
-        peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias, y, gates, record, normalised,
-        statistics, batch_sizes, lengths, reverse, output_mask, numbers);
+        peephole, zoneout_h, zoneout_c, norm_x, norm_h, norm_c_weight, norm_c_bias, y, gates, record,
+        normalised, normalised_x, statistics, batch_sizes, lengths, reverse, output_mask, numbers);
   }
-  const auto& [g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10] = result;
-  forbid_derivative("recurrence_layer_backward", {g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10}, grad_y,
-                    grad_h_n, grad_c_n, grad_record, input, h0, c0, w_ih, w_hh, peephole, norm_h, norm_c_weight,
-                    norm_c_bias, y, gates, record, normalised, statistics);
+  const auto& [g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11] = result;
+  forbid_derivative("recurrence_layer_backward", {g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11}, grad_y,
+                    grad_h_n, grad_c_n, grad_record, input, h0, c0, w_ih, w_hh, peephole, norm_x, norm_h,
+                    norm_c_weight, norm_c_bias, y, gates, record, normalised, normalised_x, statistics);
   return result;
 }
 
@@ -224,7 +229,7 @@ bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Step
   };
   for (const OptionalTensor& x :
        {OptionalTensor(t.input), OptionalTensor(t.h0), t.c0, t.w_ih, OptionalTensor(t.w_hh), t.b_ih, t.b_hh,
-        t.peephole, t.zoneout_h, t.zoneout_c, t.norm_h, t.norm_c_weight, t.norm_c_bias}) {
+        t.peephole, t.zoneout_h, t.zoneout_c, t.norm_x, t.norm_h, t.norm_c_weight, t.norm_c_bias}) {
     if (!fits(x)) return false;
   }
   const bool normalises = t.norm_h.has_value() || t.norm_c_weight.has_value();
@@ -244,20 +249,21 @@ FourTensors recurrence(const at::Tensor& input, const at::Tensor& h0, const Opti
                        const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
                        const OptionalTensor& b_hh, const OptionalTensor& w_hr, const OptionalTensor& peephole,
                        const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-                       const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight,
-                       const OptionalTensor& norm_c_bias, const OptionalTensor& batch_sizes,
-                       const OptionalTensor& given_lengths, bool reverse, bool cells, at::IntArrayRef numbers,
-                       bool memory_efficient) {
+                       const OptionalTensor& norm_x, const OptionalTensor& norm_h,
+                       const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& given_lengths, bool reverse,
+                       bool cells, at::IntArrayRef numbers, bool memory_efficient) {
   static constexpr const char* kOp = "recurrence";
-  const LayerTensors t{input,    h0,        c0,        w_ih,   w_hh,          b_ih,        b_hh,         w_hr,
-                       peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias, numbers.vec()};
+  const LayerTensors t{input,       h0,           c0,        w_ih,      w_hh,   b_ih,   b_hh,
+                       w_hr,        peephole,     zoneout_h, zoneout_c, norm_x, norm_h, norm_c_weight,
+                       norm_c_bias, numbers.vec()};
   const bool traced = input.key_set().has(c10::DispatchKey::Python);
   // To the host once, where the layer and its backward look at them too.
   const OptionalTensor lengths =
       given_lengths.has_value() && !traced ? some(given_lengths->to(at::kCPU)) : given_lengths;
   const auto by_layer = [&](const RecurrentCell& cell, const Steps* steps) -> FourTensors {
-    auto [y, h_n, c_n, gates, record, normalised, statistics] = layer_op().call(
-        input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight,
+    auto [y, h_n, c_n, gates, record, normalised, normalised_x, statistics] = layer_op().call(
+        input, h0, c0, w_ih, w_hh, b_ih, b_hh, peephole, zoneout_h, zoneout_c, norm_x, norm_h, norm_c_weight,
         norm_c_bias, batch_sizes, lengths, reverse, cells, false, numbers, memory_efficient);
     at::Tensor c = absent(input.options());
     if (cells && cell.has_c()) {
@@ -293,10 +299,11 @@ FourTensors recurrence_autocast(const at::Tensor& input, const at::Tensor& h0, c
                                 const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
                                 const OptionalTensor& b_hh, const OptionalTensor& w_hr,
                                 const OptionalTensor& peephole, const OptionalTensor& zoneout_h,
-                                const OptionalTensor& zoneout_c, const OptionalTensor& norm_h,
-                                const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
-                                const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse,
-                                bool cells, at::IntArrayRef numbers, bool memory_efficient) {
+                                const OptionalTensor& zoneout_c, const OptionalTensor& norm_x,
+                                const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight,
+                                const OptionalTensor& norm_c_bias, const OptionalTensor& batch_sizes,
+                                const OptionalTensor& lengths, bool reverse, bool cells,
+                                at::IntArrayRef numbers, bool memory_efficient) {
   const auto device = input.device().type();
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
@@ -304,8 +311,9 @@ FourTensors recurrence_autocast(const at::Tensor& input, const at::Tensor& h0, c
   const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
   static const auto op = find_op<decltype(recurrence)>("fastnn::recurrence");
   return op.call(cast(input), cast(h0), cast(c0), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh), cast(w_hr),
-                 cast(peephole), cast(zoneout_h), cast(zoneout_c), cast(norm_h), cast(norm_c_weight),
-                 cast(norm_c_bias), batch_sizes, lengths, reverse, cells, numbers, memory_efficient);
+                 cast(peephole), cast(zoneout_h), cast(zoneout_c), cast(norm_x), cast(norm_h),
+                 cast(norm_c_weight), cast(norm_c_bias), batch_sizes, lengths, reverse, cells, numbers,
+                 memory_efficient);
 }
 
 }  // namespace
@@ -315,24 +323,27 @@ FourTensors recurrence_autocast(const at::Tensor& input, const at::Tensor& h0, c
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(
       "recurrence(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
-      "Tensor? w_hr, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? norm_h, Tensor? "
-      "norm_c_weight, Tensor? norm_c_bias, Tensor? batch_sizes, Tensor? lengths, bool reverse, bool cells, "
+      "Tensor? w_hr, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? norm_x, Tensor? norm_h, "
+      "Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor? batch_sizes, Tensor? lengths, bool reverse, bool "
+      "cells, "
       "int[] cell, bool memory_efficient=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c)",
       recurrence);
   m.def(
       "recurrence_layer(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, "
-      "Tensor? b_hh, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? norm_h, "
+      "Tensor? b_hh, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? norm_x, Tensor? norm_h, "
       "Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor? batch_sizes, Tensor? lengths, bool reverse, "
       "bool cells, bool save_for_backward, int[] cell, bool memory_efficient=False) -> (Tensor y, Tensor h_n, "
-      "Tensor c_n, Tensor gates, Tensor record, Tensor normalised, Tensor statistics)");
+      "Tensor c_n, Tensor gates, Tensor record, Tensor normalised, Tensor normalised_x, Tensor statistics)");
   m.def(
       "recurrence_layer_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_record, "
       "Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? peephole, Tensor? zoneout_h, "
-      "Tensor? zoneout_c, Tensor? norm_h, Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor y, Tensor gates, "
-      "Tensor record, Tensor normalised, Tensor statistics, Tensor? batch_sizes, Tensor? lengths, "
-      "bool reverse, bool[11] output_mask, int[] cell) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "
+      "Tensor? zoneout_c, Tensor? norm_x, Tensor? norm_h, Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor "
+      "y, Tensor gates, "
+      "Tensor record, Tensor normalised, Tensor normalised_x, Tensor statistics, Tensor? batch_sizes, Tensor? "
+      "lengths, "
+      "bool reverse, bool[12] output_mask, int[] cell) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "
       "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_peephole, "
-      "Tensor grad_norm_h, Tensor grad_norm_c_weight, Tensor grad_norm_c_bias)");
+      "Tensor grad_norm_x, Tensor grad_norm_h, Tensor grad_norm_c_weight, Tensor grad_norm_c_bias)");
 }
 
 TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) { m.impl("recurrence", recurrence_autocast); }

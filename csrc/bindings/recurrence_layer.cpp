@@ -38,6 +38,9 @@ RecurrentCell checked_cell(const char* op, const LayerTensors& t, const Steps& s
   if (t.peephole.has_value()) expect("peephole", *t.peephole, {cell.coupled ? 2 : 3, H});
   TORCH_CHECK(cell.has_c() || !(t.norm_h.has_value() || t.norm_c_weight.has_value()), op,
               ": normalised gates are an LSTM's");
+  TORCH_CHECK(!t.norm_x.has_value() || (cell.has_c() && t.w_ih.has_value()), op,
+              ": norm_x is of an LSTM's products with w_ih");
+  if (t.norm_x.has_value()) expect("norm_x", *t.norm_x, {G * H});
   if (t.norm_h.has_value()) expect("norm_h", *t.norm_h, {G * H});
   if (t.norm_c_weight.has_value()) expect("norm_c_weight", *t.norm_c_weight, {H});
   if (t.norm_c_bias.has_value()) expect("norm_c_bias", *t.norm_c_bias, {H});
@@ -58,7 +61,7 @@ namespace {
 void check_types(const char* op, const LayerTensors& t) {
   for (const OptionalTensor& x :
        {OptionalTensor(t.h0), t.c0, t.w_ih, OptionalTensor(t.w_hh), t.b_ih, t.b_hh, t.peephole, t.zoneout_h,
-        t.zoneout_c, t.norm_h, t.norm_c_weight, t.norm_c_bias}) {
+        t.zoneout_c, t.norm_x, t.norm_h, t.norm_c_weight, t.norm_c_bias}) {
     TORCH_CHECK(!x.has_value() || x->scalar_type() == t.input.scalar_type(), op,
                 ": tensors must have input's dtype ", t.input.scalar_type(), ", got ",
                 x.has_value() ? x->scalar_type() : t.input.scalar_type());
@@ -76,16 +79,16 @@ CellBlock share_block(BackendCall& call, const Steps& steps, const OptionalTenso
 
 // An LSTM's gains and biases, dense.
 struct DenseNorm {
-  DenseNorm(BackendCall& call, const OptionalTensor& h_weight, const OptionalTensor& c_weight,
-            const OptionalTensor& c_bias) {
+  DenseNorm(BackendCall& call, const OptionalTensor& x_weight, const OptionalTensor& h_weight,
+            const OptionalTensor& c_weight, const OptionalTensor& c_bias) {
     const auto take = [&](const OptionalTensor& t, at::Tensor& keep) -> const void* {
       if (!t.has_value()) return nullptr;
       keep = t->contiguous();
       return call.data(keep);
     };
-    data = {take(h_weight, kept[0]), take(c_weight, kept[1]), take(c_bias, kept[2])};
+    data = {take(x_weight, kept[0]), take(h_weight, kept[1]), take(c_weight, kept[2]), take(c_bias, kept[3])};
   }
-  at::Tensor kept[3];
+  at::Tensor kept[4];
   CellNorm data;
 };
 
@@ -115,14 +118,41 @@ RecurrenceFitsParams question(const BackendCall& call, const at::Tensor& input, 
 }
 
 // Whether forward wants x and W_ih, and not their product.
-bool kernel_multiplies_x(const at::Tensor& input, const RecurrentCell& cell, const Steps& steps, int64_t H,
-                         bool normalised) {
+bool kernel_multiplies_x(const at::Tensor& input, const RecurrentCell& cell, int64_t N, int64_t H, int64_t T,
+                         bool normalised, bool normalised_x) {
   BackendCall call(input);
-  RecurrenceFitsParams p = question(call, input, cell, steps.N, H, steps.T, normalised);
+  RecurrenceFitsParams p = question(call, input, cell, N, H, T, normalised);
+  p.normalised_x = normalised_x;
   bool multiplies = false;
   p.multiplies_x = &multiplies;
   call(&Backend::recurrence_fits, p);
   return multiplies;
+}
+
+// Where the kernel does not multiply x: gates = gain * norm(products) + bias, and, where they are kept, what
+// the norm gave and its scales.
+void normalise_x(const at::Tensor& products, const at::Tensor& gain, const at::Tensor& bias, at::Tensor& gates,
+                 at::Tensor& kept, at::Tensor& statistics) {
+  const auto [made, mean, scale] = at::native_layer_norm(products, {products.size(1)}, {}, {}, kCellNormEps);
+  at::mul_out(gates, made, gain);
+  if (bias.defined()) gates.add_(bias);
+  if (kept.numel() == 0) return;
+  kept.narrow(0, 0, made.size(0)).copy_(made);
+  statistics.narrow(0, 0, made.size(0)).select(1, kCellStatistics - 1).copy_(scale.view(-1));
+}
+
+// The way back: gradients of the products, the gain and the bias. What was normalised has the mean 0 and the
+// scale 1.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> normalise_x_backward(const at::Tensor& grad,
+                                                                    const at::Tensor& kept,
+                                                                    const at::Tensor& gain,
+                                                                    const at::Tensor& statistics) {
+  const at::Tensor made = kept.narrow(0, 0, grad.size(0));
+  const at::Tensor scale = statistics.narrow(0, 0, grad.size(0)).narrow(1, kCellStatistics - 1, 1);
+  const auto [of_made, of_gain, of_bias] =
+      at::native_layer_norm_backward(grad, made, {grad.size(1)}, at::zeros_like(scale), at::ones_like(scale),
+                                     gain, at::zeros_like(gain), {true, true, true});
+  return {of_made.mul(scale).to(grad.scalar_type()), of_gain, of_bias};
 }
 
 }  // namespace
@@ -138,19 +168,20 @@ bool kernels_fit(const at::Tensor& input, const RecurrentCell& cell, int64_t N, 
   return fits;
 }
 
-SevenTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
+EightTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
                               const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
                               const OptionalTensor& b_hh, const OptionalTensor& peephole,
                               const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c,
-                              const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight,
-                              const OptionalTensor& norm_c_bias, const OptionalTensor& batch_sizes,
-                              const OptionalTensor& lengths, bool reverse, bool cells, bool save,
-                              at::IntArrayRef numbers, bool /*memory_efficient: autograd's*/) {
+                              const OptionalTensor& norm_x, const OptionalTensor& norm_h,
+                              const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
+                              const OptionalTensor& batch_sizes, const OptionalTensor& lengths, bool reverse,
+                              bool cells, bool save, at::IntArrayRef numbers,
+                              bool /*memory_efficient: autograd's*/) {
   static constexpr const char* kOp = "recurrence_layer";
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
-  const LayerTensors t{input,         h0,           c0,           w_ih,      w_hh,      b_ih,
-                       b_hh,          std::nullopt, peephole,     zoneout_h, zoneout_c, norm_h,
-                       norm_c_weight, norm_c_bias,  numbers.vec()};
+  const LayerTensors t{input,        h0,           c0,        w_ih,      w_hh,   b_ih,   b_hh,
+                       std::nullopt, peephole,     zoneout_h, zoneout_c, norm_x, norm_h, norm_c_weight,
+                       norm_c_bias,  numbers.vec()};
   const RecurrentCell cell = checked_cell(kOp, t, steps);
   check_types(kOp, t);
   const int64_t H = w_hh.size(1), width = cell.gates() * H;
@@ -165,27 +196,32 @@ SevenTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
     return t;
   };
   const bool normalises = norm_h.has_value() || norm_c_weight.has_value();
-  const bool multiplies_x = w_ih.has_value() && kernel_multiplies_x(input, cell, steps, H, normalises);
+  const bool multiplies_x =
+      w_ih.has_value() && kernel_multiplies_x(input, cell, steps.N, H, steps.T, normalises, norm_x.has_value());
   // Who multiplies x reads it, and writes y, where they are.
   const bool in_place = multiplies_x && !steps.is_dense;
   const at::Tensor x = in_place ? all : steps.take(all);
   at::Tensor gates = save || !multiplies_x ? rows_kept(save, width) : absent(options);
   at::Tensor record = record_wanted ? rows_kept(true, H) : absent(options);
   const at::Tensor bias = bias_of_gates(cell, b_ih, b_hh, H);
+  const auto kept_of_norm = [&](bool norm) { return save && norm ? rows_kept(true, width) : absent(options); };
+  at::Tensor normalised = kept_of_norm(norm_h.has_value()), normalised_x = kept_of_norm(norm_x.has_value());
+  at::Tensor statistics =
+      save && (normalises || norm_x.has_value())
+          ? at::zeros({all.size(0), kCellStatistics}, options.dtype(acc_scalar_type(input.scalar_type())))
+          : absent(options);
   if (!multiplies_x) {
     at::Tensor products = gates.narrow(0, 0, steps.rows);
     if (!w_ih.has_value()) {
       products.copy_(x);
+    } else if (norm_x.has_value()) {
+      normalise_x(at::mm(x, w_ih->t()), *norm_x, bias, products, normalised_x, statistics);
     } else if (bias.defined()) {
       at::addmm_out(products, bias, x, w_ih->t());
     } else {
       at::mm_out(products, x, w_ih->t());
     }
   }
-  at::Tensor normalised = save && norm_h.has_value() ? rows_kept(true, width) : absent(options);
-  at::Tensor statistics = save && normalises ? at::zeros({all.size(0), kCellStatistics},
-                                                         options.dtype(acc_scalar_type(input.scalar_type())))
-                                             : absent(options);
   at::Tensor y = in_place ? at::zeros({all.size(0), H}, options) : at::empty({steps.rows, H}, options);
   at::Tensor h_n = at::empty({steps.N, H}, options);
   at::Tensor c_n = cell.has_c() ? at::empty_like(h_n) : absent(options);
@@ -196,7 +232,7 @@ SevenTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
     const at::Tensor p_dense = cell.peephole ? peephole->contiguous() : at::Tensor();
     const at::Tensor b_n =
         cell.kind == CellKind::kGru && b_hh.has_value() ? b_hh->narrow(0, 2 * H, H).contiguous() : at::Tensor();
-    const DenseNorm norm(call, norm_h, norm_c_weight, norm_c_bias);
+    const DenseNorm norm(call, multiplies_x ? norm_x : std::nullopt, norm_h, norm_c_weight, norm_c_bias);
     RecurrenceForwardParams p{};
     p.in = steps.tables(call, input, tables);
     p.in.cell = cell;
@@ -222,6 +258,7 @@ SevenTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
     p.record = record_wanted ? call.output(record) : nullptr;
     p.save = save;
     p.normalised = normalised.numel() > 0 ? call.output(normalised) : nullptr;
+    p.normalised_x = multiplies_x && normalised_x.numel() > 0 ? call.output(normalised_x) : nullptr;
     p.statistics = statistics.numel() > 0 ? call.mutable_data(statistics) : nullptr;
     p.h_n = call.output(h_n);
     p.c_n = cell.has_c() ? call.output(c_n) : nullptr;
@@ -235,6 +272,7 @@ SevenTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
           save ? gates : absent(options),
           record,
           normalised,
+          normalised_x,
           statistics};
 }
 
@@ -293,20 +331,21 @@ at::Tensor grad_w_hh(const RecurrentCell& cell, const Steps& steps, const at::Te
 
 }  // namespace
 
-ElevenTensors recurrence_layer_backward(
+TwelveTensors recurrence_layer_backward(
     const OptionalTensor& grad_y, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
     const OptionalTensor& grad_record, const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,
     const OptionalTensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& peephole,
-    const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c, const OptionalTensor& norm_h,
-    const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias, const at::Tensor& y,
-    const at::Tensor& gates, const at::Tensor& record, const at::Tensor& normalised,
-    const at::Tensor& statistics, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    bool reverse, std::array<bool, kInputs> output_mask, at::IntArrayRef numbers) {
+    const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c, const OptionalTensor& norm_x,
+    const OptionalTensor& norm_h, const OptionalTensor& norm_c_weight, const OptionalTensor& norm_c_bias,
+    const at::Tensor& y, const at::Tensor& gates, const at::Tensor& record, const at::Tensor& normalised,
+    const at::Tensor& normalised_x, const at::Tensor& statistics, const OptionalTensor& batch_sizes,
+    const OptionalTensor& lengths, bool reverse, std::array<bool, kInputs> output_mask,
+    at::IntArrayRef numbers) {
   static constexpr const char* kOp = "recurrence_layer_backward";
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);
-  const LayerTensors t{input,         h0,           c0,           w_ih,      w_hh,      std::nullopt,
-                       std::nullopt,  std::nullopt, peephole,     zoneout_h, zoneout_c, norm_h,
-                       norm_c_weight, norm_c_bias,  numbers.vec()};
+  const LayerTensors t{input,        h0,           c0,        w_ih,      w_hh,   std::nullopt, std::nullopt,
+                       std::nullopt, peephole,     zoneout_h, zoneout_c, norm_x, norm_h,       norm_c_weight,
+                       norm_c_bias,  numbers.vec()};
   const RecurrentCell cell = checked_cell(kOp, t, steps);
   check_types(kOp, t);
   const int64_t H = w_hh.size(1), width = cell.gates() * H;
@@ -343,9 +382,13 @@ ElevenTensors recurrence_layer_backward(
   const at::Tensor gates_left = left("gates", gates, true, width, type);
   const at::Tensor record_left = left("record", record, cell.kind != CellKind::kRnn, H, type);
   const at::Tensor normalised_left = left("normalised", normalised, norm_h.has_value(), width, type);
+  const at::Tensor normalised_x_left = left("normalised_x", normalised_x, norm_x.has_value(), width, type);
   const at::Tensor statistics_left =
-      left("statistics", statistics, norm_h.has_value() || norm_c_weight.has_value(), kCellStatistics,
-           acc_scalar_type(type));
+      left("statistics", statistics, norm_x.has_value() || norm_h.has_value() || norm_c_weight.has_value(),
+           kCellStatistics, acc_scalar_type(type));
+  const bool kernel_normalises_x =
+      norm_x.has_value() && kernel_multiplies_x(input, cell, steps.N, H, steps.T,
+                                                norm_h.has_value() || norm_c_weight.has_value(), true);
   at::Tensor grad_gates = at::empty({steps.rows, width}, options);
   at::Tensor grad_u_n = cell.kind == CellKind::kGru ? at::empty({steps.rows, H}, options) : at::Tensor();
   at::Tensor grad_h0 = at::empty(h0.sizes(), options);
@@ -355,8 +398,11 @@ ElevenTensors recurrence_layer_backward(
   const auto made_where = [&](bool exists, int64_t size) {
     return exists ? at::empty({size}, options) : absent(options);
   };
-  at::Tensor grad_products = norm_h.has_value() ? at::empty_like(grad_gates) : at::Tensor();
-  at::Tensor grad_norm_h = made_where(norm_h.has_value(), width),
+  at::Tensor grad_products =
+      norm_h.has_value() || kernel_normalises_x ? at::empty_like(grad_gates) : at::Tensor();
+  at::Tensor grad_norm_x = made_where(kernel_normalises_x, width),
+             grad_bias = made_where(kernel_normalises_x, width),
+             grad_norm_h = made_where(norm_h.has_value(), width),
              grad_norm_c_weight = made_where(norm_c_weight.has_value(), H),
              grad_norm_c_bias = made_where(norm_c_weight.has_value(), H);
   BackendCall call(input);
@@ -364,12 +410,15 @@ ElevenTensors recurrence_layer_backward(
     at::Tensor tables, shares[2];
     const at::Tensor h_begin = h0.contiguous(), c_begin = cell.has_c() ? c0->contiguous() : at::Tensor();
     const at::Tensor p_dense = cell.peephole ? peephole->contiguous() : at::Tensor();
-    const DenseNorm norm(call, norm_h, norm_c_weight, norm_c_bias);
+    const DenseNorm norm(call, kernel_normalises_x ? norm_x : std::nullopt, norm_h, norm_c_weight, norm_c_bias);
     RecurrenceBackwardParams p{};
     p.norm = norm.data;
     p.normalised = call.data(normalised_left);
+    p.normalised_x = kernel_normalises_x ? call.data(normalised_x_left) : nullptr;
     p.statistics = call.data(statistics_left);
     p.grad_products = call.output(grad_products);
+    p.grad_norm_x = kernel_normalises_x ? call.output(grad_norm_x) : nullptr;
+    p.grad_bias = kernel_normalises_x ? call.output(grad_bias) : nullptr;
     p.grad_norm_h = norm_h.has_value() ? call.output(grad_norm_h) : nullptr;
     p.grad_norm_c_weight = norm_c_weight.has_value() ? call.output(grad_norm_c_weight) : nullptr;
     p.grad_norm_c_bias = norm_c_weight.has_value() ? call.output(grad_norm_c_bias) : nullptr;
@@ -397,14 +446,22 @@ ElevenTensors recurrence_layer_backward(
     p.grad_peephole = grad_peephole.numel() > 0 ? call.output(grad_peephole) : nullptr;
     call(&Backend::recurrence_backward, &Backend::recurrence_backward_workspace, p);
   } else {
-    for (const at::Tensor& t : {grad_peephole, grad_norm_h, grad_norm_c_weight, grad_norm_c_bias}) t.zero_();
+    for (const at::Tensor& t :
+         {grad_peephole, grad_norm_x, grad_bias, grad_norm_h, grad_norm_c_weight, grad_norm_c_bias})
+      t.zero_();
   }
+  at::Tensor grad_x_products = grad_gates;
+  if (norm_x.has_value() && !kernel_normalises_x)
+    std::tie(grad_x_products, grad_norm_x, grad_bias) =
+        normalise_x_backward(grad_gates, normalised_x_left, *norm_x, statistics_left);
   const auto wanted = [&](size_t i, const auto& make) { return output_mask[i] ? make() : absent(options); };
   const auto of_input = [&] {
-    return steps.put(w_ih.has_value() ? at::mm(grad_gates, *w_ih) : grad_gates, all.size(0))
+    return steps.put(w_ih.has_value() ? at::mm(grad_x_products, *w_ih) : grad_gates, all.size(0))
         .view(input.sizes());
   };
-  const at::Tensor grad_b_ih = output_mask[kBih] || output_mask[kBhh] ? grad_gates.sum(0) : absent(options);
+  const at::Tensor grad_b_ih = !(output_mask[kBih] || output_mask[kBhh]) ? absent(options)
+                               : grad_bias.numel() > 0                   ? grad_bias
+                                                                         : grad_gates.sum(0);
   const auto of_b_hh = [&] {
     return cell.kind == CellKind::kGru ? at::cat({grad_b_ih.narrow(0, 0, 2 * H), grad_u_n.sum(0)})
                                        : grad_b_ih.clone();
@@ -412,7 +469,7 @@ ElevenTensors recurrence_layer_backward(
   return {wanted(kInput, of_input),
           wanted(kH0, [&] { return grad_h0; }),
           wanted(kC0, [&] { return grad_c0; }),
-          wanted(kWih, [&] { return at::mm(grad_gates.t(), steps.take(all)); }),
+          wanted(kWih, [&] { return at::mm(grad_x_products.t(), steps.take(all)); }),
           wanted(kWhh,
                  [&] {
                    return grad_w_hh(cell, steps, grad_products.defined() ? grad_products : grad_gates, grad_u_n,
@@ -421,6 +478,7 @@ ElevenTensors recurrence_layer_backward(
           wanted(kBih, [&] { return grad_b_ih; }),
           wanted(kBhh, of_b_hh),
           grad_peephole,
+          wanted(kNormX, [&] { return grad_norm_x; }),
           wanted(kNormH, [&] { return grad_norm_h; }),
           wanted(kNormCWeight, [&] { return grad_norm_c_weight; }),
           wanted(kNormCBias, [&] { return grad_norm_c_bias; })};

@@ -142,10 +142,14 @@ class CellStep {
 }  // namespace
 
 SteppedLayer step_through(const LayerTensors& t, const RecurrentCell& cell, const Steps& steps, bool want_c) {
-  const bool few = cell.is_plain_lstm() && t.w_ih.has_value() && !t.w_hr.has_value() && !t.norm_h.has_value() &&
-                   !t.norm_c_weight.has_value() && steps.T <= kFewSteps;
+  const bool normalises = t.norm_x.has_value() || t.norm_h.has_value() || t.norm_c_weight.has_value();
+  const bool few =
+      cell.is_plain_lstm() && t.w_ih.has_value() && !t.w_hr.has_value() && !normalises && steps.T <= kFewSteps;
   at::Tensor x = steps.take(flattened(t.input));
-  if (!few && t.w_ih.has_value()) {
+  if (t.norm_x.has_value()) {
+    const at::Tensor bias = sum_of(value_or_undefined(t.b_ih), value_or_undefined(t.b_hh));
+    x = at::layer_norm(at::linear(x, *t.w_ih), {t.w_ih->size(0)}, t.norm_x, some(bias), kCellNormEps);
+  } else if (!few && t.w_ih.has_value()) {
     x = at::linear(x, *t.w_ih, t.b_ih);
     if (t.b_hh.has_value() && cell.kind != CellKind::kGru) x = x + *t.b_hh;
   }

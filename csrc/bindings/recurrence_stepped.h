@@ -18,7 +18,7 @@ struct LayerTensors {
   at::Tensor input, h0;
   OptionalTensor c0, w_ih;
   at::Tensor w_hh;
-  OptionalTensor b_ih, b_hh, w_hr, peephole, zoneout_h, zoneout_c, norm_h, norm_c_weight, norm_c_bias;
+  OptionalTensor b_ih, b_hh, w_hr, peephole, zoneout_h, zoneout_c, norm_x, norm_h, norm_c_weight, norm_c_bias;
   std::vector<int64_t> numbers;  // of the cell
 };
 

@@ -11,7 +11,7 @@
 #include "../ops/batch_norm.h"
 #include "activation.h"
 #include "batch_norm_plan.h"
-#include "batch_norm_vectors.h"
+#include "vec_convert.h"
 
 namespace fastnn::FASTNN_BACKEND::bn {
 

@@ -7,7 +7,8 @@
 
 #include "batch_norm_activation.h"
 #include "batch_norm_plan.h"
-#include "batch_norm_vectors.h"
+#include "cache_hints.h"
+#include "vec_convert.h"
 
 namespace fastnn::FASTNN_BACKEND::bn {
 

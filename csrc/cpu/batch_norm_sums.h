@@ -14,7 +14,8 @@
 #include "../ops/batch_norm_math.h"
 #include "batch_norm_activation.h"
 #include "batch_norm_plan.h"
-#include "batch_norm_vectors.h"
+#include "cache_hints.h"
+#include "vec_convert.h"
 
 namespace fastnn::FASTNN_BACKEND::bn {
 
@@ -36,7 +37,7 @@ __attribute__((always_inline)) inline void add_product_to(V& sum, const V& a, co
 template <typename acc_t>
 struct Centre {
   Vec<acc_t> centre;
-  Centre first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count)}; }
+  Centre first_lanes(int64_t count) const { return {FASTNN_BACKEND::first_lanes<acc_t>(centre, count)}; }
 };
 
 // x - centre and, with kSums = 2, its square.
@@ -84,7 +85,9 @@ struct GradientTerms {
   struct Channel {
     V centre;
     typename Act::Channel act;
-    Channel first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count), act}; }
+    Channel first_lanes(int64_t count) const {
+      return {FASTNN_BACKEND::first_lanes<acc_t>(centre, count), act};
+    }
   };
 
   GradientTerms from(int64_t c) const {
@@ -127,7 +130,9 @@ struct EvaluationGradientTerms {
   struct Channel {
     V centre, scale;
     typename Act::Channel act;
-    Channel first_lanes(int64_t count) const { return {bn::first_lanes<acc_t>(centre, count), scale, act}; }
+    Channel first_lanes(int64_t count) const {
+      return {FASTNN_BACKEND::first_lanes<acc_t>(centre, count), scale, act};
+    }
   };
 
   EvaluationGradientTerms from(int64_t c) const {
@@ -268,7 +273,7 @@ void plane_sums(const Work& work, const Terms& terms, int64_t i, int64_t c_begin
   using V = typename Terms::V;
   sum_planes(work.plan, terms, i, c_begin, c_end, [&](int64_t c, const V(&sums)[Terms::kSums]) {
     for (int s = 0; s < Terms::kSums; ++s) {
-      work.partial(i, s)[c] = static_cast<double>(sum_halves<typename Terms::acc_t>(sums[s]));
+      work.partial(i, s)[c] = static_cast<double>(sum_lanes<typename Terms::acc_t>(sums[s]));
     }
   });
 }
@@ -301,15 +306,15 @@ void plane_moments(const Work& work, const scalar_t* x, int64_t i, int64_t c_beg
   const Deviations<scalar_t, 1> first{x, centre, c_begin};
   sum_planes(plan, first, i, c_begin, c_end, [&](int64_t c, const V(&sums)[1]) {
     acc_t& seen_from = centre[c - c_begin];
-    const double shift = static_cast<double>(sum_halves<acc_t>(sums[0])) / n;
+    const double shift = static_cast<double>(sum_lanes<acc_t>(sums[0])) / n;
     const acc_t rounded = static_cast<acc_t>(static_cast<double>(seen_from) + shift);
     // Without a finite mean there is nothing to see the squares from, and they are NaN whatever is done.
     if (rounded - rounded == 0) seen_from = rounded;
   });
   const Deviations<scalar_t, 2> second{x, centre, c_begin};
   sum_planes(plan, second, i, c_begin, c_end, [&](int64_t c, const V(&sums)[2]) {
-    const double shift = static_cast<double>(sum_halves<acc_t>(sums[0]));
-    const double squares = static_cast<double>(sum_halves<acc_t>(sums[1])) - shift * shift / n;
+    const double shift = static_cast<double>(sum_lanes<acc_t>(sums[0]));
+    const double squares = static_cast<double>(sum_lanes<acc_t>(sums[1])) - shift * shift / n;
     mean[c] = static_cast<double>(centre[c - c_begin]) - origin(plan, x, c) + shift / n;
     m2[c] = squares < 0 ? 0 : squares;
   });

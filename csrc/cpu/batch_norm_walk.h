@@ -8,6 +8,7 @@
 #include "batch_norm_apply.h"
 #include "batch_norm_phases.h"
 #include "batch_norm_plan.h"
+#include "cache_hints.h"
 
 namespace fastnn::FASTNN_BACKEND::bn {
 

@@ -11,13 +11,19 @@ namespace {
 template <typename Params, typename scalar_t, CellKind kKind, bool kPlain>
 struct Direction {
   using type = recurrence::Forward<scalar_t, kKind, kPlain>;
-  using normalised = recurrence::NormalisedForward<scalar_t>;
+  using normalised = recurrence::NormalisedForward<scalar_t, kPlain>;
 };
 template <typename scalar_t, CellKind kKind, bool kPlain>
 struct Direction<RecurrenceBackwardParams, scalar_t, kKind, kPlain> {
   using type = recurrence::Backward<scalar_t, kKind, kPlain>;
-  using normalised = recurrence::NormalisedBackward<scalar_t>;
+  using normalised = recurrence::NormalisedBackward<scalar_t, kPlain>;
 };
+
+template <typename Of, typename Params, typename F>
+void with_norm(const Params& p, const F& f) {
+  if (p.norm.any()) return f(typename Of::normalised(p));
+  f(typename Of::type(p));
+}
 
 // f(Forward or Backward of the dtype and the cell).
 template <typename Params, typename F>
@@ -26,12 +32,10 @@ Status with_recurrence(const Params& p, const F& f) {
     using scalar_t = typename decltype(scalar)::type;
     switch (p.in.cell.kind) {
       case CellKind::kLstm:
-        if (p.norm.any()) {
-          f(typename Direction<Params, scalar_t, CellKind::kLstm, false>::normalised(p));
-        } else if (p.in.cell.is_plain_lstm()) {
-          f(typename Direction<Params, scalar_t, CellKind::kLstm, true>::type(p));
+        if (p.in.cell.is_plain_lstm()) {
+          with_norm<Direction<Params, scalar_t, CellKind::kLstm, true>>(p, f);
         } else {
-          f(typename Direction<Params, scalar_t, CellKind::kLstm, false>::type(p));
+          with_norm<Direction<Params, scalar_t, CellKind::kLstm, false>>(p, f);
         }
         break;
       case CellKind::kGru:
@@ -67,7 +71,7 @@ Status recurrence_fits(const RecurrenceFitsParams& p, Stream) {
   if (p.multiplies_x == nullptr) return Status::success();
   return dispatch_dtype(p.in.dtype, [&](auto scalar) {
     using acc_t = acc_type<typename decltype(scalar)::type>;
-    *p.multiplies_x = !p.normalised && recurrence::Plan<acc_t>(p.in).occupies_all_threads();
+    *p.multiplies_x = p.normalised_x || recurrence::Plan<acc_t>(p.in).occupies_all_threads();
     return Status::success();
   });
 }

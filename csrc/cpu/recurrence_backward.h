@@ -241,17 +241,18 @@ class Backward {
     return formula;
   }
   typename LstmFormula<M, kPlain>::Values values_at(const Cell& at, int64_t step,
-                                                    const LstmFormula<M, kPlain>& formula) const {
+                                                    const LstmFormula<M, kPlain>& formula,
+                                                    bool squashes = true) const {
     typename LstmFormula<M, kPlain>::Values v;
     for (int64_t k = first_gate(); k < 4; ++k) v.gates[k] = gate(at, k - first_gate());
     if (!kPlain && cell_.coupled) v.gates[0] = V(1) - v.gates[1];
     v.c = before(at, step, p_.record, p_.c0);
     if (!kPlain && cell_.zoneout_c) {
-      formula.make_c(v);
+      v.c_made = v.gates[1] * v.c + v.gates[0] * v.gates[2];
     } else {
       v.c_made = of_row(at, p_.record);
-      formula.squash(v);
     }
+    if (squashes) formula.squash(v);
     return v;
   }
   // The gradient of c_made from the state after it; `old` is that of the state before by zoneout.

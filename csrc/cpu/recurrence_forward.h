@@ -190,13 +190,14 @@ class Forward {
   bool multiplies_x() const { return p_.x != nullptr; }
   int64_t place(int64_t row) const { return p_.places == nullptr ? row : p_.places[row]; }
 
-  // Samples whose products with x are kept of a step, and where those of one are: between the two products of a
-  // step all are wanted.
-  int64_t x_samples() const { return kReset ? s_.N : std::min(s_.N, kSampleBlock); }
+  // Samples whose products with x are kept of a step, and where those of one are: where threads meet between
+  // the samples' products and their cells all are wanted.
+  bool keeps_all_x() const { return kReset || p_.norm.any(); }
+  int64_t x_samples() const { return keeps_all_x() ? s_.N : std::min(s_.N, kSampleBlock); }
   // Rows of x that a thread has at a time.
   int64_t x_rows() const { return plan_.steps * std::min(s_.N, kSampleBlock); }
   int64_t x_row(int64_t step, int64_t n) const {
-    return step % plan_.steps * x_samples() + (kReset ? n : n % kSampleBlock);
+    return step % plan_.steps * x_samples() + (keeps_all_x() ? n : n % kSampleBlock);
   }
 
   // A thread's gates of some samples and of the steps for which there is room: x W_ih^T.
@@ -250,18 +251,21 @@ class Forward {
   template <typename F>
   void for_each_cell(int64_t first, int64_t last, int64_t step, int64_t sample, int64_t samples,
                      const Sums& sums, int64_t sums_step, const F& f) const {
-    const int64_t pitch = cell_.gates() * s_.H;
-    const bool gates_in_memory = p_.gates != nullptr;  // not in inference, where the kernel multiplies x
     for (int64_t m = 0; m < samples; ++m) {
       const int64_t next = std::min(sample + m + kSamplesAhead, sample + samples - 1);
-      const scalar_t* const ahead = static_cast<const scalar_t*>(p_.gates) + rows_.row(next, step) * pitch;
-      const int64_t row = rows_.row(sample + m, step);
+      const int64_t ahead = rows_.row(next, step), row = rows_.row(sample + m, step);
       for (int64_t vec = first; vec < last; ++vec) {
-        for (int64_t gate = 0; gates_in_memory && gate < cell_.gates(); ++gate)
-          __builtin_prefetch(ahead + gate * s_.H + vec * L, 1);
+        fetch(p_.gates, ahead, vec);
         f(vec, sample + m, row, sums.at + m * sums.pitch + (vec - first) * sums_step);
       }
     }
+  }
+
+  // Of a tensor [rows, G H], which may be null: gates are in inference, where the kernel multiplies x.
+  void fetch(void* of_gates, int64_t row, int64_t vec) const {
+    if (of_gates == nullptr) return;
+    scalar_t* const at = static_cast<scalar_t*>(of_gates) + row * cell_.gates() * s_.H + vec * L;
+    for (int64_t gate = 0; gate < cell_.gates(); ++gate) __builtin_prefetch(at + gate * s_.H, 1);
   }
 
   // Of a vector of units of one sample.
@@ -341,11 +345,11 @@ class Forward {
   }
 
   // From pre-activations to what a cell keeps of the step, but h; c is its state afterwards.
-  auto activate_lstm(const Cell& at, const V (&a)[4], V& c) const {
+  auto activate_lstm(const Cell& at, const V (&a)[4], V& c, bool squashes = true) const {
     LstmFormula<M, kPlain> formula{cell_};
     if constexpr (!kPlain) load_peephole<scalar_t>(cell_, p_.peephole, s_.H, at.unit, at.count, formula.p);
     typename LstmFormula<M, kPlain>::Values v;
-    formula.activate_gates(a, V::loadu(c_ + at.state), v);
+    formula.activate_gates(a, V::loadu(c_ + at.state), v, squashes);
     c = v.c_made;
     if (!kPlain && cell_.zoneout_c) {
       c = zoned_out(true, load_share<scalar_t>(p_.zoneout_c, at.row, at.unit, at.count), v.c, v.c_made);

@@ -5,9 +5,10 @@
 //
 //   LSTM, RNN   a = gates_t + W_hh h_{t-1}
 //   GRU         a_r, a_z likewise; x_n = gates_t, u_n = W_hn h_{t-1} + b_n
-//   LSTM with normalised products (Ba et al. 2016): a = gates_t + gain * norm(W_hh h_{t-1}) over all G H of a
-//   row,
-//               and h = o * output(gain * norm(c_t) + bias); norm(u) = (u - mean) / sqrt(variance + 1e-5)
+//   normalised LSTM (Ba et al. 2016)
+//               a = gates_t + gain * norm(W_hh h_{t-1}), over all G H of a row; where the kernel multiplies x,
+//               gates_t may be gain * norm(W_ih x_t) + bias; h = o * output(gain * norm(c_t) + bias);
+//               norm(u) = (u - mean) / sqrt(variance + 1e-5)
 //   reset       W_hh has the blocks r, z, n (z only where z_sees_h); that of n multiplies r * h_{t-1}
 //
 // Samples may differ in length. Rows of the sequence's tensors are steps of samples, in any order that the
@@ -43,14 +44,15 @@ struct Recurrence {
 
 // LSTM's gains and biases; null pointers: what they belong to is not normalised.
 struct CellNorm {
+  const void* x_weight = nullptr;  // [G H]; only where the kernel multiplies x
   const void* h_weight = nullptr;  // [G H]
   const void* c_weight = nullptr;  // [H]
   const void* c_bias = nullptr;    // [H]; may be null by itself
-  bool any() const { return h_weight != nullptr || c_weight != nullptr; }
+  bool any() const { return x_weight != nullptr || h_weight != nullptr || c_weight != nullptr; }
 };
 inline constexpr double kCellNormEps = 1e-5;
-// Of a row: 1 / sqrt(variance + eps) of the products; mean, and the like, of c.
-inline constexpr int64_t kCellStatistics = 3;
+// Of a row: 1 / sqrt(variance + eps) of h's products; mean, and the like, of c; the like of x's products.
+inline constexpr int64_t kCellStatistics = 4;
 
 // All tensors are dense. Rows that no sample has are neither read nor written.
 struct RecurrenceForwardParams {
@@ -74,11 +76,12 @@ struct RecurrenceForwardParams {
   void* y;       // [rows, H]
   void* record;  // [rows, H]; null where not wanted. LSTM: c_t; with `save` of GRU u_n, of reset r * h_{t-1}
   bool save;     // for backward
-  void* normalised;  // [rows, G H]: norm(W_hh h); with `save` and norm.h_weight, else null
-  void* statistics;  // [rows, kCellStatistics] of the accumulation type; with `save` and norm, else null
-  void* h_n;         // [N, H]
-  void* c_n;         // [N, H]; null of cells without c
-  void* workspace;   // recurrence_forward_workspace() bytes, aligned to 64
+  void* normalised;    // [rows, G H]: norm(W_hh h); with `save` and norm.h_weight, else null
+  void* normalised_x;  // [rows, G H]: norm(W_ih x); with `save` and norm.x_weight, else null
+  void* statistics;    // [rows, kCellStatistics] of the accumulation type; with `save` and norm, else null
+  void* h_n;           // [N, H]
+  void* c_n;           // [N, H]; null of cells without c
+  void* workspace;     // recurrence_forward_workspace() bytes, aligned to 64
 };
 
 struct RecurrenceBackwardParams {
@@ -94,17 +97,20 @@ struct RecurrenceBackwardParams {
   const void* gates;         // [rows, G H], as forward left them
   const void* record;        // [rows, H], as forward left it; null of RNN
   const void* normalised;    // as forward left it
+  const void* normalised_x;  // as forward left it
   const void* statistics;    // as forward left it
   const void* grad_y;        // [rows, H]; null for 0
   const void* grad_c;        // [rows, H], of every c_t; null for 0
   const void* grad_h_n;      // [N, H]; null for 0
   const void* grad_c_n;      // [N, H]; null for 0
-  void* grad_gates;          // [rows, G H]: of what forward found there
+  void* grad_gates;          // [rows, G H]: of what forward found there; with norm.x_weight of W_ih x
   void* grad_u_n;            // GRU: [rows, H]; null of others
   void* grad_h0;             // [N, H]
   void* grad_c0;             // [N, H]; null of cells without c
   void* grad_peephole;       // as peephole; null where not wanted
-  void* grad_products;       // [rows, G H], of W_hh h; with norm.h_weight, else null
+  void* grad_products;       // [rows, G H], of W_hh h; with norm.h_weight or norm.x_weight
+  void* grad_norm_x;         // [G H]; with norm.x_weight, else null
+  void* grad_bias;           // [G H]; with norm.x_weight, else null
   void* grad_norm_h;         // [G H]; with norm.h_weight, else null
   void* grad_norm_c_weight;  // [H]; with norm.c_weight, else null
   void* grad_norm_c_bias;    // [H]; with norm.c_weight, else null
@@ -116,7 +122,8 @@ struct RecurrenceBackwardParams {
 // is stepped over time. T and the tables do not matter.
 struct RecurrenceFitsParams {
   Recurrence in;
-  bool normalised;
+  bool normalised;    // h's products or c
+  bool normalised_x;  // x's products: asked with multiplies_x
   bool backward;
   bool* fits;
   bool* multiplies_x =

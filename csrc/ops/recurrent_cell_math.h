@@ -140,13 +140,14 @@ struct LstmFormula {
     S gates[4], c, c_made, squashed;
   };
 
-  // Turns pre-activations into values.
-  FASTNN_HOST_DEVICE void activate_gates(const S (&a)[4], const S& c, Values& v) const {
+  // Turns pre-activations into values; where c is normalised before it is squashed, the caller does that.
+  FASTNN_HOST_DEVICE void activate_gates(const S (&a)[4], const S& c, Values& v, bool squashes = true) const {
     v.c = c;
     v.gates[1] = activate<M>(gate(), peephole() ? a[1] + p[1] * c : a[1]);
     v.gates[0] = coupled() ? S(1) - v.gates[1] : activate<M>(gate(), peephole() ? a[0] + p[0] * c : a[0]);
     v.gates[2] = activate<M>(candidate(), a[2]);
-    make_c(v);
+    v.c_made = v.gates[1] * v.c + v.gates[0] * v.gates[2];
+    if (squashes) squash(v);
     S of_output = a[3];
     if (peephole()) of_output = of_output + p[2] * (cell.peephole_previous ? c : v.c_made);
     v.gates[3] = activate<M>(gate(), of_output);
