@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -20,13 +21,30 @@ from fastnn.testing.emulation import emulated_cuda, execution_order, played_devi
 
 pytestmark = pytest.mark.skipif(os.environ.get("FASTNN_TEST_EMULATOR") == "0", reason="the emulator is left out")
 
-FORWARD, BACKWARD = "recurrence_forward", "recurrence_backward"
-# A block has all units; a group of few samples for each multiprocessor.
-ROOMY = {"multiprocessors": 4}
-# Several blocks of a few units; with 9 of them, groups of these.
-TIGHT = {"multiprocessors": 9, "shared_bytes": 16 * 1024}
-# One group, of more samples than a pass has.
-NARROW = {"multiprocessors": 5, "shared_bytes": 24 * 1024}
+NAMES = ("recurrence_forward", "recurrence_backward")
+# How the blocks of a group give each other their state: through L2, or in clusters.
+L2, CLUSTERS = 80, 90
+
+
+def roomy(blocks, dtype):
+    """A block has all units; a group of few samples for each multiprocessor."""
+    return {"multiprocessors": 4}
+
+
+def single(blocks, dtype):
+    """One block, with more samples than a pass has."""
+    return {"multiprocessors": 1}
+
+
+def tight(blocks, dtype):
+    """Three blocks of a group have 37 units, which do not fit into one, and two or three groups the samples.
+
+    Args:
+        blocks: blocks of H recurrent weights.
+    """
+    least, of_block = {2: (2, 5.25), 4: (1.5, 6.5), 8: (6, 12)}[dtype.itemsize]
+    return {"multiprocessors": 9, "shared_bytes": int((least + of_block * blocks) * 1024)}
+
 
 KINDS = {
     "lstm": ("LSTM", {}),
@@ -42,14 +60,16 @@ KINDS = {
     "mut2": ("MUT2", {}),
     "mut3_zoneout": ("MUT3", {"zoneout": 0.3}),
 }
-# Played device, hidden size, lengths or samples of 4 steps.
-LAYOUTS = [
-    (ROOMY, 7, [4, 1, 5]),
-    (ROOMY, 40, 9),
-    (TIGHT, 21, [4, 5, 5, 2, 1, 4, 5, 3, 4]),
-    (TIGHT, 37, 1),
-    (NARROW, 19, 35),
-]
+# Device that is played, hidden size, lengths or samples of 4 steps.
+RAGGED = [4, 5, 5, 2, 1, 4, 5, 3, 4]
+LAYOUTS = {
+    "roomy": (roomy, CLUSTERS, 7, [4, 1, 5]),
+    "roomy_l2": (roomy, L2, 40, 1),
+    "tight": (tight, CLUSTERS, 37, RAGGED),
+    "tight_l2": (tight, L2, 37, RAGGED),
+    "single": (single, CLUSTERS, 19, 35),
+    "single_l2": (single, L2, 19, 35),
+}
 
 
 def build(kind: str, hidden: int, dtype: torch.dtype, **more):
@@ -58,6 +78,22 @@ def build(kind: str, hidden: int, dtype: torch.dtype, **more):
     torch.manual_seed(1)
     inputs = hidden if name in ("MUT1", "MUT2") else 5
     return getattr(fastnn.nn, name)(inputs, hidden, **options, **more).to(dtype).eval()
+
+
+@contextmanager
+def laid_out(layout: str, layer):
+    """The emulator as a layout's device. Fails where other kernels run than that is for."""
+    device, exchange, _, _ = LAYOUTS[layout]
+    dtype = next(layer.parameters()).dtype
+    blocks = layer.weight_hh_l0.shape[0] // layer.hidden_size
+    with (
+        emulated_cuda(),
+        played_device(**device(blocks, dtype), compute_capability=exchange),
+        access_profile() as kernels,
+    ):
+        yield
+    ending = "_cluster" if exchange == CLUSTERS else ""
+    assert {name + ending for name in NAMES} <= {kernel.name for kernel in kernels}
 
 
 def values_and_gradients(layer, samples, rounded: torch.dtype):
@@ -75,23 +111,24 @@ def values_and_gradients(layer, samples, rounded: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("played", "hidden", "samples"), LAYOUTS)
+@pytest.mark.parametrize("layout", list(LAYOUTS))
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_values_and_gradients(kind, played, hidden, samples, dtype):
+def test_values_and_gradients(kind, layout, dtype):
     """Against the CPU's kernels in float64."""
+    _, _, hidden, samples = LAYOUTS[layout]
     layer = build(kind, hidden, dtype)
-    with emulated_cuda(), played_device(**played), access_profile() as kernels:
+    with laid_out(layout, layer):
         got = values_and_gradients(layer, samples, dtype)
-    assert {FORWARD, BACKWARD} <= {kernel.name for kernel in kernels}
     close(got, values_and_gradients(copy.deepcopy(layer).double(), samples, dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["tight", "tight_l2"])
 @pytest.mark.parametrize("kind", ["peephole_zoneout", "gru", "mut3_zoneout"])
-def test_every_order_of_execution_gives_the_same_bits(kind, dtype):
-    played, hidden, samples = LAYOUTS[2]
+def test_every_order_of_execution_gives_the_same_bits(kind, layout, dtype):
+    _, _, hidden, samples = LAYOUTS[layout]
     layer = build(kind, hidden, dtype, bidirectional=kind != "mut3_zoneout")
-    with emulated_cuda(), played_device(**played):
+    with laid_out(layout, layer):
         first = values_and_gradients(layer, samples, dtype)
         for seed in (1, 2, 3):
             with execution_order(seed, 2):
@@ -105,17 +142,18 @@ def test_weights_that_do_not_fit(kind):
     layer = build(kind, 40, torch.float32)
     with emulated_cuda(), played_device(multiprocessors=2, shared_bytes=4096), access_profile() as kernels:
         got = values_and_gradients(layer, 3, torch.float32)
-    assert not {FORWARD, BACKWARD} & {kernel.name for kernel in kernels}
+    assert not any(kernel.name.startswith(NAMES) for kernel in kernels)
     close(got, values_and_gradients(copy.deepcopy(layer).double(), 3, torch.float32), torch.float32)
 
 
-@pytest.mark.parametrize(("played", "hidden", "samples"), [LAYOUTS[1], LAYOUTS[4]])
+@pytest.mark.parametrize("layout", ["tight", "single_l2"])
 @pytest.mark.parametrize("kind", ["lstm", "gru", "mut3_zoneout"])
-def test_tf32(kind, played, hidden, samples):
+def test_tf32(kind, layout):
     """Where torch's flags allow it operands of products have 11 bits, as float16's have."""
+    _, _, hidden, samples = LAYOUTS[layout]
     layer = build(kind, hidden, torch.float32)
     want = values_and_gradients(copy.deepcopy(layer).double(), samples, torch.float32)
-    with emulated_cuda(), played_device(**played):
+    with laid_out(layout, layer):
         exact = values_and_gradients(layer, samples, torch.float32)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
             got = values_and_gradients(layer, samples, torch.float32)

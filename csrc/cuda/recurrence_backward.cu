@@ -1,17 +1,17 @@
 // The recurrence of a layer, backward: one launch for the whole sequence (contract and formulas:
 // ops/recurrence.h, ops/recurrent_cell.h; layout: recurrence_plan.cuh; the product: recurrence_product.cuh).
 //
-//   grid    groups * blocks, all resident (a cooperative launch), at most one to a multiprocessor
-//   group   has every groups-th sample
-//   block   has some hidden units: their columns of W_hh, of all gates, stay in its shared memory
-//   warp    has some of the block's units and a part of the depth gates * H of each step's product
-//   thread  has the same (unit, sample) pairs in every step: it alone has what their gradients carry on
+//   grid    groups * blocks, at most one to a multiprocessor; all resident (a cooperative launch), or in
+//   clusters group   has every groups-th sample block   has some hidden units: their columns of W_hh, of all
+//   gates, stay in its shared memory warp    has some of the block's units and a part of the depth gates * H of
+//   each step's product thread  has the same (unit, sample) pairs in every step: it alone has what their
+//   gradients carry on
 //
 // A step, from the last to the first: the product of the block's columns with the gates' gradients of the step
-// after, of all units, which the group's blocks have left in the workspace; the gradients of the block's own
-// gates, which go there in turn; the blocks meet. Of cells that reset before the product the gates' gradients
-// come in two parts, first that of n, whose product gives the gradient of r * h, then those of r and z, and the
-// blocks meet twice.
+// after, of all units, which the group's blocks have given it; the gradients of the block's own gates, which it
+// gives them in turn (recurrence_forward.cu); the blocks meet. Of cells that reset before the product the
+// gates' gradients come in two parts, first that of n, whose product gives the gradient of r * h, then those of
+// r and z, and the blocks meet twice.
 //
 // What bounds it is what bounds forward (recurrence_forward.cu), with units rows of gates * H depth instead: as
 // many weights of a block, but `gates` times as many elements of what is exchanged. Of the sequence's own
@@ -56,12 +56,11 @@ struct Backward {
   scalar_t* grad_c0;
   scalar_t* grad_peephole;
   // In the workspace; by slots of all groups.
-  unsigned* counters;
-  // What each product multiplies: [slots][its blocks of W_hh][padded]. That of the state has two copies where
-  // blocks meet once a step.
-  scalar_t* exchange[kProducts][2];
-  acc_t* carry_h;         // [slots][H]: what the gradient of h has besides products
-  acc_t* carry_c;         // likewise: the gradient of c, or of z between the two parts of a step
+  unsigned* counters;  // null in clusters
+  unsigned char*
+      exchanged;   // likewise; [groups][plan.exchange_bytes]: of a row [a product's blocks of W_hh][padded]
+  acc_t* carry_h;  // [slots][H]: what the gradient of h has besides products
+  acc_t* carry_c;  // likewise: the gradient of c, or of z between the two parts of a step
   acc_t* carry_peephole;  // [slots][3][H]
 };
 
@@ -84,27 +83,26 @@ class Steps {
   static constexpr bool kLstm = is_lstm(kVariant), kReset = kVariant == Variant::kReset;
 
   __device__ __forceinline__ Steps(const Backward<scalar_t>& p, unsigned char* shared)
-      : p_(p), shared_(shared), member_(p.plan, p.counters) {}
+      : p_(p), shared_(shared), member_(p.plan, shared, p.exchanged, p.counters) {}
 
   __device__ __forceinline__ void run() {
     pack();
+    begin_cluster(p_.plan, member_, First<scalar_t>{p_.rows, p_.H, nullptr});
     __syncthreads();
     Ahead<Loaded> ahead;
-    bool first = true;
     // After the first step there is one more product, that of the gradients of h0.
     for (step_ = p_.rows.T - 1; step_ >= -1; --step_) {
       const int active = step_ < 0 ? continued_ : member_.more_active(p_.plan, p_.rows, continued_, step_);
       if (active == 0) continue;
       const auto load = [&](const Item& item) { return this->load(item); };
       load_ahead(p_.plan, member_, p_.H, active, ahead, load);
-      if (!first) member_.wait(p_.plan);
-      first = false;
+      member_.wait(p_.plan);
       for_passes(
           p_.plan, member_, p_.H, active, ahead,
           [&](int from, int samples) {
             const int after = continued_ - from < samples ? continued_ - from : samples;
-            multiply_with(kOfState, (step_ + 1) % 2, from, after);
-            if (kReset) multiply_with(kOfTanh, 0, from, after);
+            multiply_with(kOfState, step_ + 1, from, after);
+            if (kReset) multiply_with(kOfTanh, step_ + 1, from, after);
           },
           load, [&](const Item& item, const Loaded& loaded) { differentiate(item, loaded); });
       continued_ = active;
@@ -116,7 +114,7 @@ class Steps {
         member_.wait(p_.plan);
         for_passes(
             p_.plan, member_, p_.H, active, ahead,
-            [&](int from, int samples) { multiply_with(kOfReset, 0, from, samples); }, load_reset,
+            [&](int from, int samples) { multiply_with(kOfReset, step_, from, samples); }, load_reset,
             [&](const Item& item, const Loaded& loaded) { differentiate_reset(item, loaded); });
         member_.arrive(p_.plan);
       }
@@ -149,12 +147,15 @@ class Steps {
     return member_.slot_row(p_.plan, item.slot) * p_.H + item.unit;
   }
 
-  __device__ __forceinline__ void multiply_with(int index, int64_t copy, int first, int samples) const {
+  // The gates' gradients of a step that a product multiplies.
+  __device__ __forceinline__ scalar_t* of_step(const Product& product, int64_t step) const {
+    return member_.state<scalar_t>(p_.plan, product, step % 2);
+  }
+  __device__ __forceinline__ void multiply_with(int index, int64_t step, int first, int samples) const {
     const Product& product = p_.plan.products[index];
     if (product.rows == 0) return;
-    const int pitch = product.of.count * p_.plan.padded;
-    multiply(p_.plan, product, p_.exchange[index][kReset ? 0 : copy] + member_.slot_row(p_.plan, first) * pitch,
-             pitch, samples, shared_);
+    multiply(p_.plan, product, of_step(product, step) + static_cast<int64_t>(first) * product.state_pitch,
+             product.state_pitch, samples, shared_);
   }
   __device__ __forceinline__ acc_t sum_of(int product, const Item& item) const {
     acc_t sum[1];
@@ -228,9 +229,8 @@ class Steps {
   // A gradient that a product takes, of the product's block number `block`.
   __device__ __forceinline__ void put(int index, int block, const Item& item, acc_t grad) const {
     const Product& product = p_.plan.products[index];
-    scalar_t* const to = p_.exchange[index][kReset ? 0 : step_ % 2];
-    to[(member_.slot_row(p_.plan, item.slot) * product.of.count + block) * p_.plan.padded + item.unit] =
-        from_acc<scalar_t>(grad);
+    scalar_t* const to = of_step(product, step_) + static_cast<int64_t>(item.slot) * product.state_pitch;
+    member_.give(p_.plan, to + block * p_.plan.padded + item.unit, from_acc<scalar_t>(grad));
   }
 
   // What follows the product that gives the gradients of the state after the step.
@@ -362,23 +362,13 @@ __global__ void __launch_bounds__(kThreads, 1) recurrence_peephole_kernel(const 
 
 // ---- launchers ----------------------------------------------------------------------------------------------
 
-// Pointers into the workspace at `base`; how many bytes it has. `zeroed`: elements from exchange[0][0] on, all
-// that is multiplied.
+// Pointers into the workspace at `base`; how many bytes it has.
 template <typename scalar_t>
-int64_t lay_out_workspace(Backward<scalar_t>& p, char* base, int64_t* zeroed) {
+int64_t lay_out_workspace(Backward<scalar_t>& p, char* base) {
   using acc_t = acc_type<scalar_t>;
   const int64_t slots = p.plan.all_slots();
   Pieces pieces;
-  p.counters = reinterpret_cast<unsigned*>(base + pieces.add(p.plan.groups * kCounterWords, sizeof(unsigned)));
-  const int64_t first = pieces.bytes();
-  const int copies = p.cell.kind == CellKind::kReset ? 1 : 2;
-  for (int product = 0; product < kProducts; ++product) {
-    for (int copy = 0; copy < copies; ++copy) {
-      p.exchange[product][copy] = reinterpret_cast<scalar_t*>(
-          base + pieces.add(slots * p.plan.products[product].of.count * p.plan.padded, sizeof(scalar_t)));
-    }
-  }
-  *zeroed = (pieces.bytes() - first) / static_cast<int64_t>(sizeof(scalar_t));
+  lay_out_meeting(p, pieces, base);
   const auto carry = [&](int64_t count) {
     return count > 0 ? reinterpret_cast<acc_t*>(base + pieces.add(slots * count * p.H, sizeof(acc_t)))
                      : nullptr;
@@ -417,7 +407,7 @@ Backward<scalar_t> backward_of(const RecurrenceBackwardParams& q) {
           .grad_c0 = out(q.grad_c0),
           .grad_peephole = out(q.grad_peephole),
           .counters = nullptr,
-          .exchange = {},
+          .exchanged = nullptr,
           .carry_h = nullptr,
           .carry_c = nullptr,
           .carry_peephole = nullptr};
@@ -436,25 +426,18 @@ Status backward(const RecurrenceBackwardParams& q, Stream stream) {
   Backward<scalar_t> p = backward_of<scalar_t>(q);
   if (p.rows.N == 0) return add_peepholes(p, stream);
   if (!p.plan.fits) return Status::error("the weights do not fit on the device", "recurrence_backward");
-  int64_t zeroed = 0;
-  lay_out_workspace(p, static_cast<char*>(q.workspace), &zeroed);
+  lay_out_workspace(p, static_cast<char*>(q.workspace));
   p.aligned = p.aligned && p.plan.units % kVecSize<scalar_t> == 0;  // vectors begin at blocks' first units
-  const Begin<scalar_t> begin{.rows = p.rows,
-                              .plan = p.plan,
-                              .H = p.H,
+  const Begin<scalar_t> begin{.plan = p.plan,
+                              .first = {p.rows, p.H, nullptr},
+                              .exchanged = p.exchanged,
                               .counters = p.counters,
-                              .exchange = p.exchange[0][0],
-                              .zeroed = zeroed,
-                              .h0 = nullptr,
-                              .h = nullptr,
-                              .tanh_h = nullptr,
                               .kept = {{p.grad_h_n, p.grad_h0}, {p.grad_c_n, p.grad_c0}}};
   Status status = launch_begin("recurrence_backward_begin", begin, stream);
   if (status.ok() && p.rows.T > 0) {
     status = with_variant(p.cell, [&](auto variant) {
-      return launch_cooperative("recurrence_backward",
-                                recurrence_backward_kernel<decltype(variant)::value, scalar_t>, p.plan.grid(),
-                                dim3(kThreads), p.plan.shared_bytes, stream, p);
+      return launch_steps("recurrence_backward", "recurrence_backward_cluster",
+                          recurrence_backward_kernel<decltype(variant)::value, scalar_t>, p, stream);
     });
   }
   return status.ok() ? add_peepholes(p, stream) : status;
@@ -467,8 +450,7 @@ int64_t recurrence_backward_workspace(const RecurrenceBackwardParams& p) {
   int64_t bytes = 0;
   dispatch_dtype(p.in.dtype, [&](auto tag) {
     auto backward = recurrence::backward_of<typename decltype(tag)::type>(p);
-    int64_t zeroed;
-    if (backward.plan.fits) bytes = recurrence::lay_out_workspace(backward, nullptr, &zeroed);
+    if (backward.plan.fits) bytes = recurrence::lay_out_workspace(backward, nullptr);
     return Status::success();
   });
   return bytes;

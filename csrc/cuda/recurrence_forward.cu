@@ -1,22 +1,24 @@
 // The recurrence of a layer, forward: one launch for the whole sequence (contract and formulas:
 // ops/recurrence.h, ops/recurrent_cell.h; layout: recurrence_plan.cuh; the product: recurrence_product.cuh).
 //
-//   grid    groups * blocks, all resident (a cooperative launch), at most one to a multiprocessor
-//   group   has every groups-th sample, so that all groups have long and short ones
-//   block   has some hidden units, in all gates: their rows of W_hh stay in its shared memory
-//   warp    has some of the block's rows and a part of the depth H of each step's product
-//   thread  has the same (unit, sample) pairs in every step: it alone reads and writes their c, and what it
+//   grid    groups * blocks, at most one to a multiprocessor; all resident (a cooperative launch), or in
+//   clusters group   has every groups-th sample, so that all groups have long and short ones block   has some
+//   hidden units, in all gates: their rows of W_hh stay in its shared memory warp    has some of the block's
+//   rows and a part of the depth H of each step's product thread  has the same (unit, sample) pairs in every
+//   step: it alone reads and writes their c, and what it
 //           wants of memory for a step it asks for before the blocks meet
 //
-// A step: the product of W_hh with the state that all blocks of the group have left in the workspace;
-// activations; the new state into the workspace, where two copies take turns; the blocks meet. Cells that reset
-// before the product meet twice: once with r * h, once with the new state.
+// A step: the product of W_hh with the state that all blocks of the group have given it; activations; the new
+// state to all blocks, in the workspace or, in a cluster, in the shared memory of each of them, where two
+// copies take turns; the blocks meet. Cells that reset before the product meet twice: once with r * h, once
+// with the new state.
 //
 // What bounds it, of a step of a block with `rows` = units * gates: where samples are few, reading rows * H
 // weights from shared memory (128 bytes a cycle), and the meeting: two ways through L2 and the waiting for the
-// slowest block, some 1.5 microseconds; where they are many, the state of all units, slots * H elements,
-// through L2, and 2 * rows * H * slots operations. The sequence's own tensors, gates() + 1 to 2 gates() + 2
-// elements of each unit, sample and step, hide behind these.
+// slowest block, some 1.5 microseconds, or in a cluster two ways to each other, a third of that; where they are
+// many, the state of all units, slots * H elements, through L2 or among the blocks, and 2 * rows * H * slots
+// operations. The sequence's own tensors, gates() + 1 to 2 gates() + 2 elements of each unit, sample and step,
+// hide behind these.
 #include <cstdint>
 #include <type_traits>
 
@@ -49,11 +51,9 @@ struct Forward {
   scalar_t* h_n;
   scalar_t* c_n;
   // In the workspace; by slots of all groups.
-  unsigned* counters;
-  scalar_t* h[2];       // [slots][padded]
-  scalar_t* tanh_h[2];  // likewise
-  scalar_t* reset_h;    // likewise
-  acc_t* carry;         // [slots][H]: c, or z between the two products of a step
+  unsigned* counters;        // null in clusters
+  unsigned char* exchanged;  // likewise; [groups][plan.exchange_bytes]
+  acc_t* carry;              // [slots][H]: c, or z between the two products of a step
 };
 
 // What a step reads of an item besides its sums.
@@ -74,17 +74,21 @@ class Steps {
   static constexpr int kGates = kMostGates<kVariant>;
 
   __device__ __forceinline__ Steps(const Forward<scalar_t>& p, unsigned char* shared)
-      : p_(p), shared_(shared), member_(p.plan, p.counters), active_(member_.samples(p.plan, p.rows)) {}
+      : p_(p),
+        shared_(shared),
+        member_(p.plan, shared, p.exchanged, p.counters),
+        active_(member_.samples(p.plan, p.rows)) {}
 
   __device__ __forceinline__ void run() {
     pack();
+    begin_cluster(p_.plan, member_, First<scalar_t>{p_.rows, p_.H, p_.h0});
     Ahead<Loaded> ahead;
     for (step_ = 0; step_ < p_.rows.T; ++step_) {
       active_ = member_.fewer_active(p_.plan, p_.rows, active_, step_);
       if (active_ == 0) break;
       const auto load = [&](const Item& item) { return this->load(item); };
       load_ahead(p_.plan, member_, p_.H, active_, ahead, load);
-      // Before the first step only the block's own weights are waited for: its counter stands where it began.
+      // Before the first step only the block's own weights are waited for.
       if (step_ > 0) {
         member_.wait(p_.plan);
       } else {
@@ -101,11 +105,12 @@ class Steps {
         member_.wait(p_.plan);
         for_passes(
             p_.plan, member_, p_.H, active_, ahead,
-            [&](int first, int samples) { multiply_with(kOfReset, p_.reset_h, first, samples); }, load_blend,
+            [&](int first, int samples) { multiply_with(kOfReset, first, samples); }, load_blend,
             [&](const Item& item, const Loaded& loaded) { blend(item, loaded); });
       }
       member_.arrive(p_.plan);
     }
+    member_.leave(p_.plan);
   }
 
  private:
@@ -128,23 +133,29 @@ class Steps {
   __device__ __forceinline__ int first_gate() const {
     return kVariant == Variant::kLstm && p_.cell.coupled ? 1 : 0;
   }
-  __device__ __forceinline__ int64_t state_at(const Item& item) const {
-    return member_.slot_row(p_.plan, item.slot) * p_.plan.padded + item.unit;
+  // What a product of step `step` multiplies.
+  __device__ __forceinline__ scalar_t* state(int product, int64_t step) const {
+    return member_.state<scalar_t>(p_.plan, p_.plan.products[product], step % 2);
+  }
+  __device__ __forceinline__ int64_t state_at(int product, const Item& item) const {
+    return static_cast<int64_t>(item.slot) * p_.plan.products[product].state_pitch + item.unit;
+  }
+  __device__ __forceinline__ void give(int product, int64_t step, const Item& item, scalar_t value) const {
+    member_.give(p_.plan, state(product, step) + state_at(product, item), value);
   }
   __device__ __forceinline__ int64_t carry_at(const Item& item) const {
     return member_.slot_row(p_.plan, item.slot) * p_.H + item.unit;
   }
 
-  __device__ __forceinline__ void multiply_with(int product, const scalar_t* state, int first,
-                                                int samples) const {
-    multiply(p_.plan, p_.plan.products[product], state + member_.slot_row(p_.plan, first) * p_.plan.padded,
-             p_.plan.padded, samples, shared_);
+  __device__ __forceinline__ void multiply_with(int index, int first, int samples) const {
+    const Product& product = p_.plan.products[index];
+    multiply(p_.plan, product, state(index, step_) + static_cast<int64_t>(first) * product.state_pitch,
+             product.state_pitch, samples, shared_);
   }
   __device__ __forceinline__ void multiply_state(int first, int samples) const {
-    if (p_.plan.products[kOfState].rows > 0) multiply_with(kOfState, p_.h[step_ % 2], first, samples);
-    if (kVariant == Variant::kReset && p_.plan.products[kOfTanh].rows > 0) {
-      multiply_with(kOfTanh, p_.tanh_h[step_ % 2], first, samples);
-    }
+    if (p_.plan.products[kOfState].rows > 0) multiply_with(kOfState, first, samples);
+    if (kVariant == Variant::kReset && p_.plan.products[kOfTanh].rows > 0)
+      multiply_with(kOfTanh, first, samples);
   }
   template <int kMost>
   __device__ __forceinline__ void sums_of(int product, const Item& item, acc_t (&sums)[kMost]) const {
@@ -182,7 +193,7 @@ class Steps {
   __device__ __forceinline__ void load_old(const Item& item, Loaded& o, bool always) const {
     if constexpr (kVariant == Variant::kPlainLstm) return;
     if (p_.cell.zoneout_h) o.zoneout_h = p_.zoneout_h.at(o.row, item.unit);
-    if (always || p_.cell.zoneout_h) o.h = to_acc(p_.h[step_ % 2][state_at(item)]);
+    if (always || p_.cell.zoneout_h) o.h = to_acc(state(kOfState, step_)[state_at(kOfState, item)]);
   }
 
   __device__ __forceinline__ void keep_gate(const Loaded& o, int gate, int unit, acc_t value) const {
@@ -201,9 +212,9 @@ class Steps {
   __device__ __forceinline__ void put_state(const Item& item, const Loaded& o, acc_t h) const {
     const auto seen = from_acc<scalar_t>(h);
     p_.y[o.row * p_.H + item.unit] = seen;
-    p_.h[(step_ + 1) % 2][state_at(item)] = seen;
+    give(kOfState, step_ + 1, item, seen);
     if (kVariant == Variant::kReset && p_.plan.products[kOfTanh].rows > 0) {
-      p_.tanh_h[(step_ + 1) % 2][state_at(item)] = from_acc<scalar_t>(M::tanh(to_acc(seen)));
+      give(kOfTanh, step_ + 1, item, from_acc<scalar_t>(M::tanh(to_acc(seen))));
     }
     int64_t at;
     if (ends(item, at)) p_.h_n[at] = seen;
@@ -274,7 +285,7 @@ class Steps {
     const acc_t r = activate<M>(p_.cell.gate, o.x[0] + sums[0]),
                 z = activate<M>(p_.cell.gate, o.x[1] + sums[1]);
     const auto reset_h = from_acc<scalar_t>(r * o.h);
-    p_.reset_h[state_at(item)] = reset_h;
+    give(kOfReset, step_, item, reset_h);
     p_.carry[carry_at(item)] = z;
     if (p_.save) {
       keep_gate(o, 0, item.unit, r);
@@ -309,21 +320,11 @@ __global__ void __launch_bounds__(kThreads, 1) recurrence_forward_kernel(const F
 // Pointers into the workspace at `base`; how many bytes it has.
 template <typename scalar_t>
 int64_t lay_out_workspace(Forward<scalar_t>& p, char* base) {
-  constexpr int64_t kBytes = sizeof(scalar_t);
-  const int64_t states = p.plan.all_slots() * p.plan.padded;
   Pieces pieces;
-  const auto state = [&](bool wanted) {
-    return wanted ? reinterpret_cast<scalar_t*>(base + pieces.add(states, kBytes)) : nullptr;
-  };
-  const bool tanh = has_tanh_product(p.cell), reset = p.cell.kind == CellKind::kReset;
-  p.counters = reinterpret_cast<unsigned*>(base + pieces.add(p.plan.groups * kCounterWords, sizeof(unsigned)));
-  p.h[0] = state(true);
-  p.tanh_h[0] = state(tanh);
-  p.h[1] = state(true);
-  p.tanh_h[1] = state(tanh);
-  p.reset_h = state(reset);
+  const bool carries = p.cell.has_c() || p.cell.kind == CellKind::kReset;
+  lay_out_meeting(p, pieces, base);
   p.carry = reinterpret_cast<acc_type<scalar_t>*>(
-      base + pieces.add(reset || p.cell.has_c() ? p.plan.all_slots() * p.H : 0, sizeof(acc_type<scalar_t>)));
+      base + pieces.add(carries ? p.plan.all_slots() * p.H : 0, sizeof(acc_type<scalar_t>)));
   return pieces.bytes();
 }
 
@@ -348,9 +349,7 @@ Forward<scalar_t> forward_of(const RecurrenceForwardParams& q) {
           .h_n = static_cast<scalar_t*>(q.h_n),
           .c_n = static_cast<scalar_t*>(q.c_n),
           .counters = nullptr,
-          .h = {},
-          .tanh_h = {},
-          .reset_h = nullptr,
+          .exchanged = nullptr,
           .carry = nullptr};
 }
 
@@ -359,24 +358,16 @@ Status forward(const RecurrenceForwardParams& q, Stream stream) {
   Forward<scalar_t> p = forward_of<scalar_t>(q);
   if (!p.plan.fits) return Status::error("the weights do not fit on the device", "recurrence_forward");
   lay_out_workspace(p, static_cast<char*>(q.workspace));
-  // Everything from the second copy of the state on is zeroed; the first one is written whole.
-  const int64_t copies = 1 + (p.tanh_h[1] != nullptr) + (p.reset_h != nullptr);
-  const Begin<scalar_t> begin{.rows = p.rows,
-                              .plan = p.plan,
-                              .H = p.H,
+  const Begin<scalar_t> begin{.plan = p.plan,
+                              .first = {p.rows, p.H, p.h0},
+                              .exchanged = p.exchanged,
                               .counters = p.counters,
-                              .exchange = p.h[1],
-                              .zeroed = copies * p.plan.all_slots() * p.plan.padded,
-                              .h0 = p.h0,
-                              .h = p.h[0],
-                              .tanh_h = p.tanh_h[0],
                               .kept = {{p.h0, p.h_n}, {p.c0, p.c_n}}};
   const Status status = launch_begin("recurrence_forward_begin", begin, stream);
   if (!status.ok() || p.rows.T == 0) return status;
   return with_variant(p.cell, [&](auto variant) {
-    return launch_cooperative("recurrence_forward",
-                              recurrence_forward_kernel<decltype(variant)::value, scalar_t>, p.plan.grid(),
-                              dim3(kThreads), p.plan.shared_bytes, stream, p);
+    return launch_steps("recurrence_forward", "recurrence_forward_cluster",
+                        recurrence_forward_kernel<decltype(variant)::value, scalar_t>, p, stream);
   });
 }
 

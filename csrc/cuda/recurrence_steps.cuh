@@ -68,35 +68,77 @@ struct Rows {
   }
 };
 
-// This block's part, and where its group meets.
+// This block's part, where its group meets, and what its blocks give each other. Which way they do that is no
+// template's parameter: it would double the kernels, and loads that are told apart by their address cost a few
+// cycles of a step's thousand.
 struct Member {
-  int group, first_unit;
-  unsigned* counter;
+  int group, rank, first_unit;
+  unsigned char* exchanged;  // Plan::exchange_bytes
+  unsigned* counter;         // null in a cluster
   unsigned arrivals = 0;
+  bool met = true;  // whether all arrivals of this block have been waited for
 
-  __device__ __forceinline__ Member(const Plan& plan, unsigned* counters)
+  // `shared` is the block's, `workspace` what all groups exchange in theirs.
+  __device__ __forceinline__ Member(const Plan& plan, unsigned char* shared, unsigned char* workspace,
+                                    unsigned* counters)
       : group(static_cast<int>(blockIdx.x) / plan.blocks),
-        first_unit(static_cast<int>(blockIdx.x) % plan.blocks * plan.units),
-        counter(counters + group * kCounterWords) {}
+        rank(static_cast<int>(blockIdx.x) % plan.blocks),
+        first_unit(rank * plan.units) {
+    const bool cluster = plan.exchange == Exchange::kCluster;
+    exchanged = cluster ? shared : workspace + group * plan.exchange_bytes;
+    counter = cluster ? nullptr : counters + group * kCounterWords;
+  }
 
   // What the group's blocks have written before they arrive is known after the wait. A block alone is its
   // group.
   __device__ __forceinline__ void arrive(const Plan& plan) {
     if (plan.blocks == 1) {
       __syncthreads();
+      return;
+    }
+    met = false;
+    if (plan.exchange == Exchange::kCluster) {
+      cluster_arrive();
     } else {
       meet_arrive(counter);
       arrivals += static_cast<unsigned>(plan.blocks);
     }
   }
-  __device__ __forceinline__ void wait(const Plan& plan) const {
-    if (plan.blocks > 1) meet_wait(counter, arrivals);
+  __device__ __forceinline__ void wait(const Plan& plan) {
+    if (met) return;
+    met = true;
+    if (plan.exchange == Exchange::kCluster) {
+      cluster_wait();
+    } else {
+      meet_wait(counter, arrivals);
+    }
+  }
+  // Before a block of a cluster ends the others must have written the last of what they give it.
+  __device__ __forceinline__ void leave(const Plan& plan) {
+    if (plan.exchange == Exchange::kCluster) wait(plan);
+  }
+
+  // [slots][state_pitch] of a product's operands.
+  template <typename scalar_t>
+  __device__ __forceinline__ scalar_t* state(const Plan& plan, const Product& product, int64_t copy) const {
+    return reinterpret_cast<scalar_t*>(exchanged + product.exchange_at) +
+           (product.copies == 1 ? 0 : copy) * plan.slots * product.state_pitch;
+  }
+  // To all blocks of the group, the next ones first: each then hears of one at a time.
+  template <typename scalar_t>
+  __device__ __forceinline__ void give(const Plan& plan, scalar_t* to, scalar_t value) const {
+    *to = value;
+    if (plan.exchange == Exchange::kL2) return;
+    for (int k = 1; k < plan.blocks; ++k) {
+      const int other = rank + k < plan.blocks ? rank + k : rank + k - plan.blocks;
+      *map_shared_rank(to, static_cast<unsigned>(other)) = value;
+    }
   }
 
   __device__ __forceinline__ int64_t sample(const Plan& plan, int slot) const {
     return static_cast<int64_t>(slot) * plan.groups + group;
   }
-  // Of all slots.
+  // Of all groups' slots.
   __device__ __forceinline__ int64_t slot_row(const Plan& plan, int slot) const {
     return static_cast<int64_t>(group) * plan.slots + slot;
   }
@@ -217,19 +259,50 @@ struct Kept {
   scalar_t* to;          // null: none
 };
 
-// What the blocks of a group exchange before they have met: counters at 0, and the rows that are multiplied
-// first, with zeros wherever no state is.
+// What a group exchanges at first: zeros wherever no state is, and forward the state that is multiplied first.
+template <typename scalar_t>
+struct First {
+  Rows rows;
+  int H;
+  const scalar_t* h0;  // null: none
+
+  // Element i of those of a group.
+  __device__ __forceinline__ scalar_t at(const Plan& plan, int group, int64_t i) const {
+    const auto zero = from_acc<scalar_t>(0.0f);
+    if (h0 == nullptr) return zero;
+    for (const int index : {int{kOfState}, int{kOfTanh}}) {
+      const Product& product = plan.products[index];
+      const int64_t in = i - product.exchange_at / static_cast<int64_t>(sizeof(scalar_t));
+      if (product.copies == 0 || in < 0 || in >= int64_t{plan.slots} * product.state_pitch) continue;
+      const int64_t sample = in / product.state_pitch * plan.groups + group, unit = in % product.state_pitch;
+      if (sample >= rows.N || unit >= H) return zero;
+      const scalar_t h = h0[rows.state(sample) * H + unit];
+      return index == kOfTanh ? from_acc<scalar_t>(hyperbolic_tangent(to_acc(h))) : h;
+    }
+    return zero;
+  }
+};
+
+// A block of a cluster makes its own; nobody gives it anything before all have begun.
+template <typename scalar_t>
+__device__ __forceinline__ void begin_cluster(const Plan& plan, Member& member, const First<scalar_t>& first) {
+  if (plan.exchange != Exchange::kCluster) return;
+  auto* const to = reinterpret_cast<scalar_t*>(member.exchanged);
+  for (int64_t i = threadIdx.x; i < plan.exchange_bytes / static_cast<int64_t>(sizeof(scalar_t));
+       i += kThreads) {
+    to[i] = first.at(plan, member.group, i);
+  }
+  member.arrive(plan);
+  member.wait(plan);
+}
+
+// Otherwise a kernel of its own, which sets the counters to 0 too; and the states of samples without steps.
 template <typename scalar_t>
 struct Begin {
-  Rows rows;
   Plan plan;
-  int H;
+  First<scalar_t> first;
+  unsigned char* exchanged;
   unsigned* counters;
-  scalar_t* exchange;  // zeroed: [zeroed]
-  int64_t zeroed;
-  const scalar_t* h0;  // null: none is multiplied first
-  scalar_t* h;         // [slots][padded], beside what is zeroed
-  scalar_t* tanh_h;    // likewise, or null
   Kept<scalar_t> kept[2];
 };
 
@@ -237,37 +310,55 @@ template <typename scalar_t>
 __global__ void __launch_bounds__(kThreads, 1) recurrence_begin_kernel(Begin<scalar_t> p) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t threads = static_cast<int64_t>(gridDim.x) * kThreads;
-  const auto zero = from_acc<scalar_t>(0.0f);
-  for (int64_t i = thread; i < int64_t{p.plan.groups} * kCounterWords; i += threads) p.counters[i] = 0;
-  for (int64_t i = thread; i < p.zeroed; i += threads) p.exchange[i] = zero;
-  if (p.h != nullptr) {
-    for (int64_t i = thread; i < p.plan.all_slots() * p.plan.padded; i += threads) {
-      const int64_t row = i / p.plan.padded, unit = i % p.plan.padded;
-      const int64_t sample = row % p.plan.slots * p.plan.groups + row / p.plan.slots;
-      const bool exists = sample < p.rows.N && unit < p.H;
-      const scalar_t h = exists ? p.h0[p.rows.state(sample) * p.H + unit] : zero;
-      p.h[i] = h;
-      if (p.tanh_h != nullptr) p.tanh_h[i] = from_acc<scalar_t>(hyperbolic_tangent(to_acc(h)));
+  if (p.plan.exchange == Exchange::kL2) {
+    for (int64_t i = thread; i < int64_t{p.plan.groups} * kCounterWords; i += threads) p.counters[i] = 0;
+    const int64_t of_group = p.plan.exchange_bytes / static_cast<int64_t>(sizeof(scalar_t));
+    for (int64_t i = thread; i < of_group * p.plan.groups; i += threads) {
+      reinterpret_cast<scalar_t*>(p.exchanged)[i] =
+          p.first.at(p.plan, static_cast<int>(i / of_group), i % of_group);
     }
   }
-  for (int64_t i = thread; i < p.rows.N * p.H; i += threads) {
-    const int64_t sample = i / p.H;
-    if (p.rows.length(sample) > 0) continue;
-    const int64_t at = p.rows.state(sample) * p.H + i % p.H;
+  const Rows& rows = p.first.rows;
+  const int64_t H = p.first.H;
+  for (int64_t i = thread; i < rows.N * H; i += threads) {
+    const int64_t sample = i / H;
+    if (rows.length(sample) > 0) continue;
+    const int64_t at = rows.state(sample) * H + i % H;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      if (p.kept[k].to != nullptr) p.kept[k].to[at] = p.kept[k].from != nullptr ? p.kept[k].from[at] : zero;
+      if (p.kept[k].to != nullptr) {
+        p.kept[k].to[at] = p.kept[k].from != nullptr ? p.kept[k].from[at] : from_acc<scalar_t>(0.0f);
+      }
     }
   }
 }
 
 template <typename scalar_t>
 Status launch_begin(const char* name, const Begin<scalar_t>& begin, Stream stream) {
-  const int64_t most = begin.zeroed + begin.plan.all_slots() * begin.plan.padded;
-  const int64_t blocks = ceil_div(most, 4 * kThreads);  // a few elements of a thread
+  const Plan& plan = begin.plan;
+  // In a cluster only samples without steps are left to it.
+  const Rows& rows = begin.first.rows;
+  if (plan.exchange == Exchange::kCluster && rows.T > 0 && rows.lengths == nullptr) return Status::success();
+  const int64_t exchanged = plan.exchange == Exchange::kL2
+                                ? plan.groups * plan.exchange_bytes / static_cast<int64_t>(sizeof(scalar_t))
+                                : 0;
+  const int64_t blocks =
+      ceil_div(exchanged + rows.N * begin.first.H, 4 * kThreads);  // a few elements of a thread
   return launch(name, recurrence_begin_kernel<scalar_t>,
                 dim3(static_cast<unsigned>(blocks < kTargetBlocks ? blocks : kTargetBlocks)), dim3(kThreads), 0,
                 stream, begin);
+}
+
+// The steps of the whole sequence, as the plan has blocks meet.
+template <typename Params>
+Status launch_steps(const char* name, const char* of_clusters, void (*kernel)(Params), const Params& p,
+                    Stream stream) {
+  const auto bytes = static_cast<size_t>(p.plan.shared_bytes);
+  if (p.plan.exchange == Exchange::kCluster) {
+    return launch_cluster(of_clusters, kernel, p.plan.grid(), p.plan.cluster(), dim3(kThreads), bytes, stream,
+                          p);
+  }
+  return launch_cooperative(name, kernel, p.plan.grid(), dim3(kThreads), bytes, stream, p);
 }
 
 template <typename scalar_t>
@@ -289,5 +380,13 @@ class Pieces {
  private:
   int64_t bytes_ = 0;
 };
+
+// Where groups exchange and meet, if not in clusters.
+template <typename Params>
+void lay_out_meeting(Params& p, Pieces& pieces, char* base) {
+  if (p.plan.exchange == Exchange::kCluster) return;
+  p.counters = reinterpret_cast<unsigned*>(base + pieces.add(p.plan.groups * kCounterWords, sizeof(unsigned)));
+  p.exchanged = reinterpret_cast<unsigned char*>(base + pieces.add(p.plan.groups * p.plan.exchange_bytes, 1));
+}
 
 }  // namespace fastnn::cuda::recurrence
