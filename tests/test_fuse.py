@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 import fastnn
 from fastnn import _fused
 from fastnn.bench.memory import live_and_peak_bytes
-from fastnn.bench.networks import Bottleneck, conv_norm_relu, mobilenet_v2, resnet50
+from fastnn.models import mobilenet_v2, resnet50
+from fastnn.models.blocks import conv_norm_relu
+from fastnn.models.resnet import Residual, bottleneck
 
 C = 4
 IMAGE = (3, C, 6, 5)
@@ -148,8 +150,8 @@ class InvertedResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            conv_norm_relu(C, 3 * C, 1, relu=nn.ReLU6),
-            conv_norm_relu(3 * C, 3 * C, 3, groups=3 * C, relu=nn.ReLU6),
+            conv_norm_relu(nn, C, 3 * C, 1, relu="ReLU6"),
+            conv_norm_relu(nn, 3 * C, 3 * C, 3, groups=3 * C, relu="ReLU6"),
             nn.Conv2d(3 * C, C, 1, bias=False),
             nn.BatchNorm2d(C),
         )
@@ -224,7 +226,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "silu": lambda: sequential(nn.SiLU(), nn.Hardtanh(-0.5, 0.7, inplace=True), nn.Sigmoid()),
     "gelu": lambda: sequential(nn.GELU("tanh"), nn.Hardswish(), nn.Mish(), nn.ReLU6(inplace=True)),
     "basic blocks": lambda: nn.Sequential(BasicBlock(), BasicBlock(downsample=True), BasicBlock(inplace=False)),
-    "bottlenecks": lambda: nn.Sequential(Bottleneck(C, 2, 2), Bottleneck(8, 2, 1), Bottleneck(8, 2, 1)),
+    "bottlenecks": lambda: nn.Sequential(bottleneck(nn, C, 2, 2), bottleneck(nn, 8, 2, 1), bottleneck(nn, 8, 2, 1)),
     "a long row": lambda: nn.Sequential(*(BasicBlock() for _ in range(12))),
     "pre-activation": lambda: nn.Sequential(PreActivation(), PreActivation(), nn.BatchNorm2d(C), nn.ReLU()),
     "inverted residual": lambda: nn.Sequential(InvertedResidual(), InvertedResidual()),
@@ -588,7 +590,7 @@ def test_hooks_of_containers_fire_even_of_those_taken_into_another_s_graph():
     for model in models:
         calls: list[str] = []
         for name, module in model.named_modules():
-            if isinstance(module, nn.Sequential | Bottleneck):
+            if isinstance(module, nn.Sequential | Residual):
                 module.register_forward_hook(lambda *_, name=name, calls=calls: calls.append(name))
         step(model)
         counts.append(calls)
@@ -822,7 +824,7 @@ def training_memory(model: nn.Module, x: Tensor) -> tuple[int, int]:
 
 def test_resnet50_keeps_at_most_0_65_of_torch_s_activations():
     torch.manual_seed(0)
-    stock = resnet50()
+    stock = resnet50(nn)
     x = torch.randn(2, 3, 64, 64)
     kept, peak = training_memory(stock, x)
     ours_kept, ours_peak = training_memory(fastnn.fuse(stock, copy=True), x)
@@ -833,7 +835,7 @@ def test_resnet50_keeps_at_most_0_65_of_torch_s_activations():
 
 def test_activations_that_no_op_fuses_are_not_kept_either():
     torch.manual_seed(0)
-    stock = mobilenet_v2()
+    stock = mobilenet_v2(nn)
     x = torch.randn(2, 3, 64, 64)
     assert training_memory(fastnn.fuse(stock, copy=True), x)[0] <= 0.4 * training_memory(stock, x)[0]
 

@@ -70,14 +70,15 @@ IMPORTS = {
     "fastnn/__main__.py": ("fastnn.cli",),
     "fastnn/testing/emulation.py": ("fastnn._C",),  # switches backends, which no function does
     "fastnn/testing/": ("fastnn._backend", "fastnn.functional", "fastnn.nn", "fastnn.testing"),
-    "fastnn/bench/": ("fastnn.bench", "fastnn.testing.devices"),
+    "fastnn/models/": ("fastnn.models", "fastnn.nn"),
+    "fastnn/bench/": ("fastnn.bench", "fastnn.models", "fastnn.testing.devices"),
     "fastnn/check/": ("fastnn.check", "fastnn.functional", "fastnn.testing"),
     "fastnn/demo/": (
         "fastnn.convert",
         "fastnn.demo",
         "fastnn.functional",
+        "fastnn.models",
         "fastnn.nn",
-        "fastnn.bench.networks",
         "fastnn.bench.timing",
         "fastnn.testing.devices",
     ),

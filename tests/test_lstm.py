@@ -240,9 +240,13 @@ def test_opcheck_and_compile():
     plain = pair({"num_layers": 2, "bidirectional": True}, dtype=torch.float32)[1]
     layer, x = torch.compile(plain, fullgraph=True), x.detach()
     with torch._dynamo.config.patch(allow_rnn=True):
-        for options in ({}, {"lengths": torch.tensor([1, 3])}):
+        for options in ({}, {"lengths": torch.tensor([1, 3])}, {"lengths": torch.tensor([3, 3])}):
             torch.testing.assert_close(layer(x, **options)[0], plain(x, **options)[0])
             grads = [torch.autograd.grad(m(x, **options)[0].sum(), plain.weight_hh_l0)[0] for m in (layer, plain)]
+            torch.testing.assert_close(*grads)
+            cells = [m(x, return_cells=True, **options)[2] for m in (layer, plain)]
+            torch.testing.assert_close(*cells)
+            grads = [torch.autograd.grad(c.cos().sum(), plain.weight_hh_l0)[0] for c in cells]
             torch.testing.assert_close(*grads)
 
 

@@ -268,17 +268,19 @@ FourTensors recurrence(const at::Tensor& input, const at::Tensor& h0, const Opti
     at::Tensor c = absent(input.options());
     if (cells && cell.has_c()) {
       // Rows of a batch that is not dense stand together at the record's beginning.
-      c = steps == nullptr || steps->is_dense ? record
-                                              : steps->put(record.narrow(0, 0, steps->rows), record.size(0));
-      c = c.view(y.sizes());
+      if (steps == nullptr && lengths.has_value()) {
+        c = put_by_lengths(record, y, *lengths);
+      } else {
+        c = steps == nullptr || steps->is_dense ? record
+                                                : steps->put(record.narrow(0, 0, steps->rows), record.size(0));
+        c = c.view_symint(y.sym_sizes());
+      }
     }
     return {y, h_n, c_n, c};
   };
   if (traced) {
     const RecurrentCell cell =
         cell_of(kOp, numbers, peephole.has_value(), zoneout_h.has_value(), zoneout_c.has_value());
-    TORCH_CHECK_NOT_IMPLEMENTED(!cells || !lengths.has_value(), kOp,
-                                ": c of every step of batches with lengths can't be traced");
     if (has_recurrence(t, cell, nullptr)) return by_layer(cell, nullptr);
   }
   const Steps steps = steps_of(kOp, input, batch_sizes, lengths, reverse);

@@ -96,6 +96,17 @@ at::Tensor Steps::put(const at::Tensor& rows_taken, int64_t of) const {
       .index_copy(0, index_tensor(taken, rows_taken), rows_taken);
 }
 
+at::Tensor put_by_lengths(const at::Tensor& rows, const at::Tensor& padded, const at::Tensor& lengths) {
+  const at::Tensor of = lengths.to(rows.device(), at::kLong);
+  const at::Tensor step = at::ones_like(padded.select(2, 0), at::kLong).cumsum(0) - 1;
+  const at::Tensor is_step = step < of;
+  // A sample's place among those of a step, from the longest to the shortest, and where the step begins.
+  const at::Tensor rank = at::argsort(at::argsort(of, /*stable=*/true, 0, /*descending=*/true));
+  const at::Tensor active = is_step.sum(1, /*keepdim=*/true);
+  const at::Tensor place = at::where(is_step, active.cumsum(0) - active + rank, 0);
+  return at::index(rows, {place}).masked_fill(is_step.logical_not().unsqueeze(2), 0);
+}
+
 at::Tensor rows_of(const at::Tensor& t, const Indices& indices) {
   bool is_run = true;
   for (size_t i = 1; i < indices.size(); ++i)

@@ -49,6 +49,10 @@ struct Steps {
 Steps steps_of(const char* op, const at::Tensor& input, const OptionalTensor& batch_sizes,
                const OptionalTensor& lengths, bool reverse);
 
+// Steps::put by tensors alone, for calls that are traced, where no length is known: rows of a batch with
+// lengths to [T, N, X], of which `padded` has the first two sizes.
+at::Tensor put_by_lengths(const at::Tensor& rows, const at::Tensor& padded, const at::Tensor& lengths);
+
 // Whether torch's flags let the products of a float32 recurrence round their operands to tf32
 // (torch.backends.cudnn.rnn.fp32_precision and what it inherits from). CPU kernels have no such thing.
 bool tf32_is_allowed(const BackendCall& call, const at::Tensor& like);

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from fastnn.bench.networks import digits
 from fastnn.demo import training
 from fastnn.demo.training import Outcome, Side
+from fastnn.models import digits
 
 CLASSES = 10
 BATCH = 64
