@@ -45,6 +45,8 @@ inline constexpr int kMostClusterBlocks = 8;
 // A cluster lies within one part of a device (GPC). Those of an H100 have 16 or 18 multiprocessors; where one
 // has fewer, clusters that find no room run after the others.
 inline constexpr int kPartMultiprocessors = 16;
+// Of a normalised cell: its norms, and the numbers of what each asks of a sample (recurrence_group_sums.cuh).
+inline constexpr int kNorms = 2, kNormNumbers = 3;
 // A group's counter has 128 bytes to itself, or one group's waiting would slow another's arrival.
 inline constexpr int kCounterWords = 32;
 
@@ -96,7 +98,11 @@ struct Plan {
   int padded;  // H, rounded up to whole chunks
   int shared_bytes;
   int64_t exchange_bytes;  // of a group; in a cluster the first ones of each block's shared memory
-  double cost;             // of a step, in cycles
+  // Of normalised cells: what blocks tell each other, of what they exchange; what a block adds up, and what has
+  // been, in shared memory.
+  int64_t parts_at;
+  int items_at, totals_at;
+  double cost;  // of a step, in cycles
   Product products[kProducts];
 
   // Samples of all groups, with those that only fill up eights.
@@ -108,11 +114,12 @@ struct Plan {
 inline int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
 struct Machine {
-  bool backward, tensor_cores;
+  bool backward, normalised, tensor_cores;
   int element_bytes, sum_bytes, shared_bytes;
 
-  Machine(DType dtype, bool backward, bool tensor_cores, int shared_bytes)
+  Machine(DType dtype, bool backward, bool normalised, bool tensor_cores, int shared_bytes)
       : backward(backward),
+        normalised(normalised),
         tensor_cores(tensor_cores),
         element_bytes(dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2)),
         sum_bytes(dtype == DType::kFloat64 ? 8 : 4),
@@ -133,6 +140,17 @@ inline void lay_out_exchange(const Machine& machine, const Recurrence& in, int i
   product.copies = product.of.count == 0 ? 0 : (meets_between ? 1 : 2);
   product.exchange_at = plan.exchange_bytes;
   plan.exchange_bytes += int64_t{product.copies} * plan.slots * product.state_pitch * machine.element_bytes;
+}
+
+// What normalised cells tell each other and add up, as the exchange and shared memory go on; its cycles.
+inline double lay_out_norms(const Machine& machine, Plan& plan) {
+  if (!machine.normalised) return 0;
+  const int size = kNormNumbers * machine.sum_bytes;
+  plan.items_at = plan.shared_bytes;
+  plan.totals_at = plan.items_at + plan.pass_samples * plan.units * size;
+  plan.shared_bytes = round_up(plan.totals_at + plan.slots * size, 16);
+  constexpr double kReductions = 1000;
+  return kNorms * kReductions * static_cast<double>(ceil_div(plan.samples, kWarps));
 }
 
 // Lays out one product behind what shared memory has already; its part of the step's cycles.
@@ -230,12 +248,19 @@ inline Plan plan_with(const Recurrence& in, const Machine& machine, Exchange exc
   plan.cost = 0;
   plan.exchange_bytes = 0;
   for (int p = 0; p < kProducts; ++p) lay_out_exchange(machine, in, p, plan);
+  if (machine.normalised) {
+    plan.parts_at = plan.exchange_bytes;
+    plan.exchange_bytes +=
+        ceil_div(int64_t{kNorms} * plan.slots * plan.blocks * kNormNumbers * machine.sum_bytes, kChunkBytes) *
+        kChunkBytes;
+  }
   plan.shared_bytes = 0;
   if (exchange == Exchange::kCluster) {
     if (plan.exchange_bytes > machine.shared_bytes) return plan;
     plan.shared_bytes = static_cast<int>(plan.exchange_bytes);
   }
-  int phases = 0;
+  plan.cost += lay_out_norms(machine, plan);
+  int phases = machine.normalised ? kNorms : 0;
   for (int p = 0; p < kProducts; ++p) {
     plan.cost += lay_out(machine, plan, plan.products[p]);
     phases += plan.products[p].of.count > 0 && p != kOfTanh;
@@ -282,20 +307,20 @@ inline void find_plan(const Recurrence& in, const Machine& machine, const Device
 
 // Of the current device. Tensor cores take float32 only rounded, and want 16 rows where shared memory may have
 // room for 8: then CUDA cores multiply it.
-inline Plan plan_recurrence(const Recurrence& in, bool backward) {
+inline Plan plan_recurrence(const Recurrence& in, bool normalised, bool backward) {
   const DeviceLimits limits = device_limits();
   Plan best;
   // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
   constexpr int64_t kMany = int64_t{1} << 31;
   if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
-      2 * in.T * limits.multiprocessors >= kMany) {
+      4 * in.T * limits.multiprocessors >= kMany) {
     return best;
   }
   const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
   if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
-    find_plan(in, Machine(in.dtype, backward, true, limits.shared_bytes), limits, best);
+    find_plan(in, Machine(in.dtype, backward, normalised, true, limits.shared_bytes), limits, best);
   }
-  if (!halves) find_plan(in, Machine(in.dtype, backward, false, limits.shared_bytes), limits, best);
+  if (!halves) find_plan(in, Machine(in.dtype, backward, normalised, false, limits.shared_bytes), limits, best);
   return best;
 }
 

@@ -8,16 +8,17 @@
 
 namespace fastnn::cuda::recurrence {
 
-enum class Variant { kPlainLstm, kLstm, kGru, kRnn, kReset };
+enum class Variant { kPlainLstm, kLstm, kNormalisedLstm, kGru, kRnn, kReset };
 
 template <Variant kVariant>
 struct VariantTag {
   static constexpr Variant value = kVariant;
 };
 template <typename F>
-Status with_variant(const RecurrentCell& cell, const F& f) {
+Status with_variant(const RecurrentCell& cell, bool normalised, const F& f) {
   switch (cell.kind) {
     case CellKind::kLstm:
+      if (normalised) return f(VariantTag<Variant::kNormalisedLstm>{});
       if (cell.is_plain_lstm()) return f(VariantTag<Variant::kPlainLstm>{});
       return f(VariantTag<Variant::kLstm>{});
     case CellKind::kGru:
@@ -200,11 +201,12 @@ __device__ __forceinline__ void load_ahead(const Plan& plan, const Member& membe
 }
 
 // Over the first `slots` samples, by passes: multiply(first, samples) of every warp, then
-// finish(item, operands) of every item. `ahead` holds what load_ahead() has loaded for them.
-template <typename Operands, typename Multiply, typename Load, typename Finish>
+// finish(item, operands) of every item, then conclude(first, samples) of every warp. `ahead` holds what
+// load_ahead() has loaded for them.
+template <typename Operands, typename Multiply, typename Load, typename Finish, typename Conclude>
 __device__ __forceinline__ void for_passes(const Plan& plan, const Member& member, int H, int slots,
                                            Ahead<Operands>& ahead, const Multiply& multiply_pass,
-                                           const Load& load, const Finish& finish) {
+                                           const Load& load, const Finish& finish, const Conclude& conclude) {
   for (int first = 0; first < slots; first += plan.pass_samples) {
     const int left = slots - first, samples = left < plan.pass_samples ? left : plan.pass_samples;
     if (first > 0) __syncthreads();  // the sums of the pass before have been read
@@ -218,7 +220,14 @@ __device__ __forceinline__ void for_passes(const Plan& plan, const Member& membe
       for_items(plan, member, H, first, samples, i,
                 [&](int k, const Item& item) { finish(item, ahead.of[k]); });
     }
+    conclude(first, samples);
   }
+}
+template <typename Operands, typename Multiply, typename Load, typename Finish>
+__device__ __forceinline__ void for_passes(const Plan& plan, const Member& member, int H, int slots,
+                                           Ahead<Operands>& ahead, const Multiply& multiply_pass,
+                                           const Load& load, const Finish& finish) {
+  for_passes(plan, member, H, slots, ahead, multiply_pass, load, finish, [](int, int) {});
 }
 
 template <typename scalar_t>
