@@ -64,6 +64,11 @@ KINDS = {
 }
 
 
+def wide(blocks, dtype):
+    """Nine blocks of a group have an LSTM's 72 units in float32: a cluster larger than all devices take."""
+    return {"multiprocessors": 16, "shared_bytes": 38 * 1024}
+
+
 # Device that is played, its way, hidden size, lengths or samples of 4 steps.
 RAGGED = [4, 5, 5, 2, 1, 4, 5, 3, 4]
 LAYOUTS = {
@@ -74,6 +79,7 @@ LAYOUTS = {
     "single": (single, CLUSTERS, 19, 35),
     "single_l2": (single, L2, 19, 35),
 }
+WIDE = {"wide": (wide, CLUSTERS, 72, [4, 2, 1])}
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # All types where blocks meet, elsewhere two.
 CASES = [(layout, dtype) for layout in ("tight", "tight_l2") for dtype in DTYPES]
@@ -96,7 +102,7 @@ def build(kind: str, hidden: int, dtype: torch.dtype, **more):
 @contextmanager
 def laid_out(layout: str, layer):
     """The emulator as a layout's device. Fails where other kernels run than that is for."""
-    device, exchange, _, _ = LAYOUTS[layout]
+    device, exchange, _, _ = (LAYOUTS | WIDE)[layout]
     dtype = next(layer.parameters()).dtype
     blocks = layer.weight_hh_l0.shape[0] // layer.hidden_size
     with (
@@ -133,6 +139,14 @@ def test_values_and_gradients(kind, layout, dtype):
         got = values_and_gradients(layer, samples, dtype)
     rounding = (2.5 if kind.startswith("normalised") else 1) * ROUNDING[dtype]
     close(got, values_and_gradients(copy.deepcopy(layer).double(), samples, dtype), dtype, rounding)
+
+
+def test_wide_cluster():
+    _, _, hidden, samples = WIDE["wide"]
+    layer = build("lstm", hidden, torch.float32)
+    with laid_out("wide", layer):
+        got = values_and_gradients(layer, samples, torch.float32)
+    close(got, values_and_gradients(copy.deepcopy(layer).double(), samples, torch.float32), torch.float32)
 
 
 @pytest.mark.parametrize("norms", [["norm_hh"], ["norm_c_weight"], ["norm_c_weight", "norm_c_bias"]], ids="-".join)

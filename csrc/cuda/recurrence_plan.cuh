@@ -40,8 +40,8 @@ inline constexpr int kSamplesAtOnce = kElementBytes == 8 ? 4 : 8;
 // Cycles of a step, some 40 microseconds, from which on the framework's products, launched step by step, are
 // faster: they have all of the device's registers for tiles.
 inline constexpr double kMostCycles = 70000;
-// Blocks of a cluster: what every device with clusters takes.
-inline constexpr int kMostClusterBlocks = 8;
+// Blocks of a cluster: what every device with clusters takes, and what some do.
+inline constexpr int kPortableClusterBlocks = 8, kWideClusterBlocks = 16;
 // A cluster lies within one part of a device (GPC). Those of an H100 have 16 or 18 multiprocessors; where one
 // has fewer, clusters that find no room run after the others.
 inline constexpr int kPartMultiprocessors = 16;
@@ -233,8 +233,9 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
 inline Plan plan_with(const Recurrence& in, const Machine& machine, Exchange exchange, int blocks, int groups) {
   // To arrive, to be seen by the last of the others, and their state's first way through L2. In a cluster: 180
   // cycles from one's store to another's shared memory (Luo et al. 2024), as many for the arrival behind it,
-  // and what blocks are apart. And what the sums and activations of a unit of each thread take.
-  constexpr double kMeeting = 2000, kMeetingOfBlock = 8, kClusterMeeting = 500, kActivations = 400;
+  // and what blocks are apart; more blocks have a slower last one. And what the sums and activations of a unit
+  // of each thread take.
+  constexpr double kMeeting = 2000, kClusterMeeting = 450, kMeetingOfBlock = 8, kActivations = 400;
   Plan plan;
   plan.exchange = exchange;
   const auto H = static_cast<int>(in.H);
@@ -267,15 +268,21 @@ inline Plan plan_with(const Recurrence& in, const Machine& machine, Exchange exc
   }
   plan.cost += kActivations * static_cast<double>(ceil_div(int64_t{plan.samples} * plan.units, kThreads));
   if (plan.blocks > 1) {
-    plan.cost +=
-        phases * (exchange == Exchange::kCluster ? kClusterMeeting : kMeeting + kMeetingOfBlock * plan.blocks);
+    plan.cost += phases * ((exchange == Exchange::kCluster ? kClusterMeeting : kMeeting) +
+                           kMeetingOfBlock * plan.blocks);
   }
   plan.fits = plan.shared_bytes <= machine.shared_bytes && plan.cost <= kMostCycles;
   return plan;
 }
 
+struct Room : DeviceLimits {
+  int wide_clusters;  // of kWideClusterBlocks, on the device at once
+};
+
 // How many groups of so many blocks are on the device at once, one block to a multiprocessor.
-inline int resident_groups(const DeviceLimits& limits, Exchange exchange, int blocks) {
+inline int resident_groups(const Room& limits, Exchange exchange, int blocks) {
+  if (exchange == Exchange::kCluster && (!limits.clusters() || blocks > kWideClusterBlocks)) return 0;
+  if (exchange == Exchange::kCluster && blocks > kPortableClusterBlocks) return limits.wide_clusters;
   if (exchange == Exchange::kL2 || limits.multiprocessors < kPartMultiprocessors) {
     return limits.multiprocessors / blocks;
   }
@@ -283,7 +290,7 @@ inline int resident_groups(const DeviceLimits& limits, Exchange exchange, int bl
 }
 
 // The cheapest layout that fits the device.
-inline void find_plan(const Recurrence& in, const Machine& machine, const DeviceLimits& limits, Plan& best) {
+inline void find_plan(const Recurrence& in, const Machine& machine, const Room& limits, Plan& best) {
   int units_before = 0;
   for (int blocks = 1; blocks <= limits.multiprocessors; ++blocks) {
     const int units = round_up(static_cast<int>(ceil_div(in.H, blocks)), kUnitStep);
@@ -294,7 +301,6 @@ inline void find_plan(const Recurrence& in, const Machine& machine, const Device
     if (weights > limits.shared_bytes) continue;
     const auto used = static_cast<int>(ceil_div(in.H, units));
     for (const Exchange exchange : {Exchange::kL2, Exchange::kCluster}) {
-      if (exchange == Exchange::kCluster && (!limits.clusters() || used > kMostClusterBlocks)) continue;
       const int64_t fit = resident_groups(limits, exchange, used);
       const auto most = static_cast<int>(fit < in.N ? fit : in.N);
       for (int groups = 1; groups <= most; groups = groups < most && 2 * groups > most ? most : 2 * groups) {
@@ -303,25 +309,6 @@ inline void find_plan(const Recurrence& in, const Machine& machine, const Device
       }
     }
   }
-}
-
-// Of the current device. Tensor cores take float32 only rounded, and want 16 rows where shared memory may have
-// room for 8: then CUDA cores multiply it.
-inline Plan plan_recurrence(const Recurrence& in, bool normalised, bool backward) {
-  const DeviceLimits limits = device_limits();
-  Plan best;
-  // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
-  constexpr int64_t kMany = int64_t{1} << 31;
-  if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
-      4 * in.T * limits.multiprocessors >= kMany) {
-    return best;
-  }
-  const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
-  if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
-    find_plan(in, Machine(in.dtype, backward, normalised, true, limits.shared_bytes), limits, best);
-  }
-  if (!halves) find_plan(in, Machine(in.dtype, backward, normalised, false, limits.shared_bytes), limits, best);
-  return best;
 }
 
 }  // namespace fastnn::cuda::recurrence

@@ -358,6 +358,26 @@ Status launch_begin(const char* name, const Begin<scalar_t>& begin, Stream strea
                 stream, begin);
 }
 
+// Of the current device. Tensor cores take float32 only rounded, and want 16 rows where shared memory may have
+// room for 8: then CUDA cores multiply it.
+inline Plan plan_recurrence(const Recurrence& in, bool normalised, bool backward) {
+  const Room limits{device_limits(),
+                    resident_clusters<kWideClusterBlocks>(recurrence_begin_kernel<float>, kThreads)};
+  Plan best;
+  // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
+  constexpr int64_t kMany = int64_t{1} << 31;
+  if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
+      4 * in.T * limits.multiprocessors >= kMany) {
+    return best;
+  }
+  const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
+  if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
+    find_plan(in, Machine(in.dtype, backward, normalised, true, limits.shared_bytes), limits, best);
+  }
+  if (!halves) find_plan(in, Machine(in.dtype, backward, normalised, false, limits.shared_bytes), limits, best);
+  return best;
+}
+
 // The steps of the whole sequence, as the plan has blocks meet.
 template <typename Params>
 Status launch_steps(const char* name, const char* of_clusters, void (*kernel)(Params), const Params& p,
