@@ -25,6 +25,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 // T name[count] in shared memory, uninitialised; count is a constant.
 #define FASTNN_SHARED(T, name, count) __shared__ T name[count]
 // T* name: the block's dynamic shared memory, aligned to 16 bytes, or to `alignment` where copies by a tensor
@@ -162,6 +164,40 @@ inline DeviceLimits device_limits() {
   }
   limits.compute_capability = 10 * major + minor;
   return limits;
+}
+
+// How many clusters of so many blocks the current device runs at once, each block with all the shared memory of
+// a multiprocessor; 0 where it launches none so large. A device is asked once.
+template <int kBlocks, typename... KernelArgs>
+int resident_clusters(void (*kernel)(KernelArgs...), int threads) {
+  constexpr int kDevices = 64, kUnknown = -1;
+  static std::atomic<int> known[kDevices];  // the answer + 1
+  int device = 0;
+  const DeviceLimits limits = device_limits();
+  if (!limits.clusters() || cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return 0;
+  int count = known[device].load(std::memory_order_relaxed) - 1;
+  if (count != kUnknown) return count;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {kBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kBlocks);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(limits.shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  const bool answered =
+      cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_bytes) ==
+          cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, function, &config) == cudaSuccess;
+  if (!answered) {
+    cudaGetLastError();
+    count = 0;
+  }
+  known[device].store(count + 1, std::memory_order_relaxed);
+  return count;
 }
 
 template <typename... KernelArgs>

@@ -40,11 +40,13 @@ inline constexpr int kSamplesAtOnce = kElementBytes == 8 ? 4 : 8;
 // Cycles of a step, some 40 microseconds, from which on the framework's products, launched step by step, are
 // faster: they have all of the device's registers for tiles.
 inline constexpr double kMostCycles = 70000;
-// Blocks of a cluster: what every device with clusters takes.
-inline constexpr int kMostClusterBlocks = 8;
+// Blocks of a cluster: what every device with clusters takes, and what some do.
+inline constexpr int kPortableClusterBlocks = 8, kWideClusterBlocks = 16;
 // A cluster lies within one part of a device (GPC). Those of an H100 have 16 or 18 multiprocessors; where one
 // has fewer, clusters that find no room run after the others.
 inline constexpr int kPartMultiprocessors = 16;
+// Of a normalised cell: its norms, and the numbers of what each asks of a sample (recurrence_group_sums.cuh).
+inline constexpr int kNorms = 2, kNormNumbers = 3;
 // A group's counter has 128 bytes to itself, or one group's waiting would slow another's arrival.
 inline constexpr int kCounterWords = 32;
 
@@ -96,7 +98,11 @@ struct Plan {
   int padded;  // H, rounded up to whole chunks
   int shared_bytes;
   int64_t exchange_bytes;  // of a group; in a cluster the first ones of each block's shared memory
-  double cost;             // of a step, in cycles
+  // Of normalised cells: what blocks tell each other, of what they exchange; what a block adds up, and what has
+  // been, in shared memory.
+  int64_t parts_at;
+  int items_at, totals_at;
+  double cost;  // of a step, in cycles
   Product products[kProducts];
 
   // Samples of all groups, with those that only fill up eights.
@@ -108,11 +114,12 @@ struct Plan {
 inline int round_up(int value, int step) { return (value + step - 1) / step * step; }
 
 struct Machine {
-  bool backward, tensor_cores;
+  bool backward, normalised, tensor_cores;
   int element_bytes, sum_bytes, shared_bytes;
 
-  Machine(DType dtype, bool backward, bool tensor_cores, int shared_bytes)
+  Machine(DType dtype, bool backward, bool normalised, bool tensor_cores, int shared_bytes)
       : backward(backward),
+        normalised(normalised),
         tensor_cores(tensor_cores),
         element_bytes(dtype == DType::kFloat64 ? 8 : (dtype == DType::kFloat32 ? 4 : 2)),
         sum_bytes(dtype == DType::kFloat64 ? 8 : 4),
@@ -133,6 +140,17 @@ inline void lay_out_exchange(const Machine& machine, const Recurrence& in, int i
   product.copies = product.of.count == 0 ? 0 : (meets_between ? 1 : 2);
   product.exchange_at = plan.exchange_bytes;
   plan.exchange_bytes += int64_t{product.copies} * plan.slots * product.state_pitch * machine.element_bytes;
+}
+
+// What normalised cells tell each other and add up, as the exchange and shared memory go on; its cycles.
+inline double lay_out_norms(const Machine& machine, Plan& plan) {
+  if (!machine.normalised) return 0;
+  const int size = kNormNumbers * machine.sum_bytes;
+  plan.items_at = plan.shared_bytes;
+  plan.totals_at = plan.items_at + plan.pass_samples * plan.units * size;
+  plan.shared_bytes = round_up(plan.totals_at + plan.slots * size, 16);
+  constexpr double kReductions = 1000;
+  return kNorms * kReductions * static_cast<double>(ceil_div(plan.samples, kWarps));
 }
 
 // Lays out one product behind what shared memory has already; its part of the step's cycles.
@@ -215,8 +233,9 @@ inline double lay_out(const Machine& machine, Plan& plan, Product& product) {
 inline Plan plan_with(const Recurrence& in, const Machine& machine, Exchange exchange, int blocks, int groups) {
   // To arrive, to be seen by the last of the others, and their state's first way through L2. In a cluster: 180
   // cycles from one's store to another's shared memory (Luo et al. 2024), as many for the arrival behind it,
-  // and what blocks are apart. And what the sums and activations of a unit of each thread take.
-  constexpr double kMeeting = 2000, kMeetingOfBlock = 8, kClusterMeeting = 500, kActivations = 400;
+  // and what blocks are apart; more blocks have a slower last one. And what the sums and activations of a unit
+  // of each thread take.
+  constexpr double kMeeting = 2000, kClusterMeeting = 450, kMeetingOfBlock = 8, kActivations = 400;
   Plan plan;
   plan.exchange = exchange;
   const auto H = static_cast<int>(in.H);
@@ -230,27 +249,40 @@ inline Plan plan_with(const Recurrence& in, const Machine& machine, Exchange exc
   plan.cost = 0;
   plan.exchange_bytes = 0;
   for (int p = 0; p < kProducts; ++p) lay_out_exchange(machine, in, p, plan);
+  if (machine.normalised) {
+    plan.parts_at = plan.exchange_bytes;
+    plan.exchange_bytes +=
+        ceil_div(int64_t{kNorms} * plan.slots * plan.blocks * kNormNumbers * machine.sum_bytes, kChunkBytes) *
+        kChunkBytes;
+  }
   plan.shared_bytes = 0;
   if (exchange == Exchange::kCluster) {
     if (plan.exchange_bytes > machine.shared_bytes) return plan;
     plan.shared_bytes = static_cast<int>(plan.exchange_bytes);
   }
-  int phases = 0;
+  plan.cost += lay_out_norms(machine, plan);
+  int phases = machine.normalised ? kNorms : 0;
   for (int p = 0; p < kProducts; ++p) {
     plan.cost += lay_out(machine, plan, plan.products[p]);
     phases += plan.products[p].of.count > 0 && p != kOfTanh;
   }
   plan.cost += kActivations * static_cast<double>(ceil_div(int64_t{plan.samples} * plan.units, kThreads));
   if (plan.blocks > 1) {
-    plan.cost +=
-        phases * (exchange == Exchange::kCluster ? kClusterMeeting : kMeeting + kMeetingOfBlock * plan.blocks);
+    plan.cost += phases * ((exchange == Exchange::kCluster ? kClusterMeeting : kMeeting) +
+                           kMeetingOfBlock * plan.blocks);
   }
   plan.fits = plan.shared_bytes <= machine.shared_bytes && plan.cost <= kMostCycles;
   return plan;
 }
 
+struct Room : DeviceLimits {
+  int wide_clusters;  // of kWideClusterBlocks, on the device at once
+};
+
 // How many groups of so many blocks are on the device at once, one block to a multiprocessor.
-inline int resident_groups(const DeviceLimits& limits, Exchange exchange, int blocks) {
+inline int resident_groups(const Room& limits, Exchange exchange, int blocks) {
+  if (exchange == Exchange::kCluster && (!limits.clusters() || blocks > kWideClusterBlocks)) return 0;
+  if (exchange == Exchange::kCluster && blocks > kPortableClusterBlocks) return limits.wide_clusters;
   if (exchange == Exchange::kL2 || limits.multiprocessors < kPartMultiprocessors) {
     return limits.multiprocessors / blocks;
   }
@@ -258,7 +290,7 @@ inline int resident_groups(const DeviceLimits& limits, Exchange exchange, int bl
 }
 
 // The cheapest layout that fits the device.
-inline void find_plan(const Recurrence& in, const Machine& machine, const DeviceLimits& limits, Plan& best) {
+inline void find_plan(const Recurrence& in, const Machine& machine, const Room& limits, Plan& best) {
   int units_before = 0;
   for (int blocks = 1; blocks <= limits.multiprocessors; ++blocks) {
     const int units = round_up(static_cast<int>(ceil_div(in.H, blocks)), kUnitStep);
@@ -269,7 +301,6 @@ inline void find_plan(const Recurrence& in, const Machine& machine, const Device
     if (weights > limits.shared_bytes) continue;
     const auto used = static_cast<int>(ceil_div(in.H, units));
     for (const Exchange exchange : {Exchange::kL2, Exchange::kCluster}) {
-      if (exchange == Exchange::kCluster && (!limits.clusters() || used > kMostClusterBlocks)) continue;
       const int64_t fit = resident_groups(limits, exchange, used);
       const auto most = static_cast<int>(fit < in.N ? fit : in.N);
       for (int groups = 1; groups <= most; groups = groups < most && 2 * groups > most ? most : 2 * groups) {
@@ -278,25 +309,6 @@ inline void find_plan(const Recurrence& in, const Machine& machine, const Device
       }
     }
   }
-}
-
-// Of the current device. Tensor cores take float32 only rounded, and want 16 rows where shared memory may have
-// room for 8: then CUDA cores multiply it.
-inline Plan plan_recurrence(const Recurrence& in, bool backward) {
-  const DeviceLimits limits = device_limits();
-  Plan best;
-  // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
-  constexpr int64_t kMany = int64_t{1} << 31;
-  if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
-      2 * in.T * limits.multiprocessors >= kMany) {
-    return best;
-  }
-  const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
-  if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
-    find_plan(in, Machine(in.dtype, backward, true, limits.shared_bytes), limits, best);
-  }
-  if (!halves) find_plan(in, Machine(in.dtype, backward, false, limits.shared_bytes), limits, best);
-  return best;
 }
 
 }  // namespace fastnn::cuda::recurrence

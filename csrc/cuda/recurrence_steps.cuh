@@ -8,16 +8,17 @@
 
 namespace fastnn::cuda::recurrence {
 
-enum class Variant { kPlainLstm, kLstm, kGru, kRnn, kReset };
+enum class Variant { kPlainLstm, kLstm, kNormalisedLstm, kGru, kRnn, kReset };
 
 template <Variant kVariant>
 struct VariantTag {
   static constexpr Variant value = kVariant;
 };
 template <typename F>
-Status with_variant(const RecurrentCell& cell, const F& f) {
+Status with_variant(const RecurrentCell& cell, bool normalised, const F& f) {
   switch (cell.kind) {
     case CellKind::kLstm:
+      if (normalised) return f(VariantTag<Variant::kNormalisedLstm>{});
       if (cell.is_plain_lstm()) return f(VariantTag<Variant::kPlainLstm>{});
       return f(VariantTag<Variant::kLstm>{});
     case CellKind::kGru:
@@ -200,11 +201,12 @@ __device__ __forceinline__ void load_ahead(const Plan& plan, const Member& membe
 }
 
 // Over the first `slots` samples, by passes: multiply(first, samples) of every warp, then
-// finish(item, operands) of every item. `ahead` holds what load_ahead() has loaded for them.
-template <typename Operands, typename Multiply, typename Load, typename Finish>
+// finish(item, operands) of every item, then conclude(first, samples) of every warp. `ahead` holds what
+// load_ahead() has loaded for them.
+template <typename Operands, typename Multiply, typename Load, typename Finish, typename Conclude>
 __device__ __forceinline__ void for_passes(const Plan& plan, const Member& member, int H, int slots,
                                            Ahead<Operands>& ahead, const Multiply& multiply_pass,
-                                           const Load& load, const Finish& finish) {
+                                           const Load& load, const Finish& finish, const Conclude& conclude) {
   for (int first = 0; first < slots; first += plan.pass_samples) {
     const int left = slots - first, samples = left < plan.pass_samples ? left : plan.pass_samples;
     if (first > 0) __syncthreads();  // the sums of the pass before have been read
@@ -218,7 +220,14 @@ __device__ __forceinline__ void for_passes(const Plan& plan, const Member& membe
       for_items(plan, member, H, first, samples, i,
                 [&](int k, const Item& item) { finish(item, ahead.of[k]); });
     }
+    conclude(first, samples);
   }
+}
+template <typename Operands, typename Multiply, typename Load, typename Finish>
+__device__ __forceinline__ void for_passes(const Plan& plan, const Member& member, int H, int slots,
+                                           Ahead<Operands>& ahead, const Multiply& multiply_pass,
+                                           const Load& load, const Finish& finish) {
+  for_passes(plan, member, H, slots, ahead, multiply_pass, load, finish, [](int, int) {});
 }
 
 template <typename scalar_t>
@@ -347,6 +356,26 @@ Status launch_begin(const char* name, const Begin<scalar_t>& begin, Stream strea
   return launch(name, recurrence_begin_kernel<scalar_t>,
                 dim3(static_cast<unsigned>(blocks < kTargetBlocks ? blocks : kTargetBlocks)), dim3(kThreads), 0,
                 stream, begin);
+}
+
+// Of the current device. Tensor cores take float32 only rounded, and want 16 rows where shared memory may have
+// room for 8: then CUDA cores multiply it.
+inline Plan plan_recurrence(const Recurrence& in, bool normalised, bool backward) {
+  const Room limits{device_limits(),
+                    resident_clusters<kWideClusterBlocks>(recurrence_begin_kernel<float>, kThreads)};
+  Plan best;
+  // What counts in 32 bits: elements of a row, slots, arrivals of a group's blocks.
+  constexpr int64_t kMany = int64_t{1} << 31;
+  if (in.N < 1 || in.H < 1 || in.H > 65536 || in.N > kMany / 64 || limits.multiprocessors < 1 ||
+      4 * in.T * limits.multiprocessors >= kMany) {
+    return best;
+  }
+  const bool halves = in.dtype == DType::kBFloat16 || in.dtype == DType::kFloat16;
+  if (halves || (in.dtype == DType::kFloat32 && in.allow_tf32)) {
+    find_plan(in, Machine(in.dtype, backward, normalised, true, limits.shared_bytes), limits, best);
+  }
+  if (!halves) find_plan(in, Machine(in.dtype, backward, normalised, false, limits.shared_bytes), limits, best);
+  return best;
 }
 
 // The steps of the whole sequence, as the plan has blocks meet.

@@ -78,6 +78,11 @@ inline DeviceLimits device_limits() {
           static_cast<int>(emulator::compute_capability())};
 }
 
+template <int kBlocks, typename... KernelArgs>
+int resident_clusters(void (*)(KernelArgs...), int /*threads*/) {
+  return device_limits().clusters() ? device_limits().multiprocessors / kBlocks : 0;
+}
+
 template <typename... KernelArgs>
 Status max_cooperative_blocks(void (*)(KernelArgs...), int threads, size_t dynamic_shared_bytes, int* blocks) {
   *blocks = static_cast<int>(emulator::multiprocessors() *

@@ -125,6 +125,41 @@ FASTNN_FAULTY(cluster_that_does_not_divide_the_grid, "none", R"re(a grid of \(6,
   return nullptr;
 }
 
+// Every block stores its number into the memory of all, round after round: two copies take turns, so that one
+// meeting a round is enough.
+enum Rounds { kRoundsRight, kRoundsOneCopy, kRoundsNoLast };
+__global__ void rounds_of_stores_kernel(Rounds fault, int rounds, int* out) {
+  FASTNN_SHARED(int, given, 2 * 4);
+  const unsigned rank = cluster_rank(), size = cluster_size();
+  if (threadIdx.x < 2 * size) given[threadIdx.x] = 1;
+  cluster_sync();
+  for (int r = 0; r < rounds; ++r) {
+    int sum = 0;
+    const int from = fault == kRoundsOneCopy ? 0 : r % 2, to = fault == kRoundsOneCopy ? 0 : 1 - from;
+    for (unsigned k = 0; k < size; ++k) sum += given[from * 4 + static_cast<int>(k)];
+    if (threadIdx.x < size) {
+      *map_shared_rank(given + to * 4 + rank, threadIdx.x) = sum + static_cast<int>(rank);
+    }
+    if (threadIdx.x == 0 && r == rounds - 1) out[blockIdx.x] = sum;
+    cluster_arrive();
+    if (fault != kRoundsNoLast || r < rounds - 1) cluster_wait();
+  }
+}
+const char* run_rounds(Rounds fault) {
+  DeviceArray<int> out(8);
+  FASTNN_RUN_WITH(launch_cluster, "rounds_of_stores_kernel", rounds_of_stores_kernel, dim3(8), dim3(4),
+                  dim3(32), 0, nullptr, fault, 3, out.data());
+  // 4 ones; each 4 + rank, 22 in all; each 22 + rank, 94 in all.
+  for (const int v : out) FASTNN_EXPECT(v == 94, "the sum is %d", v);
+  return nullptr;
+}
+FASTNN_CORRECT(cluster_rounds_of_stores) { return run_rounds(kRoundsRight); }
+FASTNN_FAULTY(cluster_rounds_of_one_copy, "racecheck", R"re(a race)re") { return run_rounds(kRoundsOneCopy); }
+FASTNN_FAULTY(cluster_stores_after_its_block, "memcheck",
+              R"re(whose block has exited|cluster_sync\(\) is missing at the end|a race)re") {
+  return run_rounds(kRoundsNoLast);
+}
+
 // Sums over a cluster of (2, 2): every block adds into the first one's memory.
 __global__ void cluster_sum_kernel(int* out) {
   FASTNN_SHARED(int, sum, 1);
