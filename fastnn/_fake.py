@@ -2,7 +2,8 @@
 
 They serve meta tensors, ``FakeTensor``, ``torch.compile`` and ``torch.export``. Sizes may be symbolic, so they
 are computed by arithmetic that works on symbols and checked with ``torch._check``. Ops that torch decomposes by
-itself (``conv2d``, ``max_pool2d``, ``batch_norm``, ``batch_norm_act``, ``lstm_cell``, ``recurrence``) need none.
+itself (those of torch's signatures, as ``conv2d``, ``conv_transpose2d``, ``max_pool2d``, ``batch_norm``,
+``batch_norm_act``, ``lstm_cell``, and ``recurrence``) need none.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def _convolution_grad_input(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    bias: Tensor | None = None,
 ) -> Tensor:
     return _empty(input_size, grad_output, channels_last)
 
@@ -106,6 +108,54 @@ def _convolution_grad_weight(
 @register_fake("fastnn::convolution_grad_bias")
 def _convolution_grad_bias(grad_output: Tensor) -> Tensor:
     return _empty((grad_output.shape[1],), grad_output)
+
+
+@register_fake("fastnn::locally_connected")
+def _locally_connected(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    rank = input.dim() - 2
+    torch._check(
+        weight.dim() == 2 * rank + 2 and weight.shape[rank + 1] == input.shape[1],
+        lambda: f"locally_connected: input {input.shape} and weight {weight.shape} do not go together",
+    )
+    for d in range(rank):
+        span = input.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[rank + 2 + d] - 1) - 1
+        torch._check(
+            weight.shape[d] == span // stride[d] + 1,
+            lambda: f"locally_connected: weight {weight.shape} has filters for other positions than {input.shape}",
+        )
+    return _empty([input.shape[0], weight.shape[rank], *weight.shape[:rank]], input, _is_channels_last(input))
+
+
+@register_fake("fastnn::locally_connected_grad_input")
+def _locally_connected_grad_input(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    channels_last: bool,
+) -> Tensor:
+    return _empty(input_size, grad_output, channels_last)
+
+
+@register_fake("fastnn::locally_connected_grad_weight")
+def _locally_connected_grad_weight(
+    input: Tensor,
+    grad_output: Tensor,
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    return _empty(weight_size, input)
 
 
 # ---- max pooling --------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ Activation = tuple[str, float]
 _BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
 _BATCH_NORM_FORWARDS = (torch.nn.BatchNorm2d.forward, nn.BatchNorm2d.forward)
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-_CONV_FORWARDS = tuple(cls._conv_forward for cls in (*_CONVOLUTIONS, nn.Conv2d))
+_CONV_FORWARDS = tuple(cls._conv_forward for cls in (*_CONVOLUTIONS, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 # Activations that no op fuses, but that backward can make again too; each needs its input for its derivative.
 _POINTWISE: dict[type[Module], Callable[[Any, Tensor], Tensor]] = {
     torch.nn.ReLU6: lambda module, x: torch.nn.functional.relu6(x),

@@ -48,8 +48,17 @@ def _out_of(tensor: Tensor, dim: int, size: int) -> Tensor:
 # fallback, unless told to take it apart.
 _library = torch.library.Library("fastnn", "IMPL")
 for _name in (
+    "conv1d",
+    "conv1d.padding",
     "conv2d",
     "conv2d.padding",
+    "conv3d",
+    "conv3d.padding",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "locally_connected1d",
+    "locally_connected2d",
     "max_pool2d",
     "max_pool2d_with_indices",
     "batch_norm",
@@ -102,18 +111,21 @@ def _convolution_grad_input(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, int]:
-    g_dim, w_dim = in_dims[:2]
+    # Of an argument at its default torch gives no dimension.
+    g_dim, w_dim, b_dim = *in_dims[:2], in_dims[8] if len(in_dims) > 8 else None
     size, options = info.batch_size, (stride, padding, dilation)
     batch, channels, *spatial = input_size
-    if w_dim is None:
-        g, w, groups_folded, dim = _into_first(grad_output, g_dim, size), weight, groups, 0
+    if w_dim is None and b_dim is None:
+        g, w, b, groups_folded, dim = _into_first(grad_output, g_dim, size), weight, bias, groups, 0
         folded = [size * batch, channels, *spatial]
     else:
         g, w = _into_channels(grad_output, g_dim, size), _into_first(weight, w_dim, size)
+        b = _optional(_into_first, bias, b_dim, size)
         groups_folded, dim = size * groups, 1
         folded = [batch, size * channels, *spatial]
-    x = torch.ops.fastnn.convolution_grad_input(g, w, folded, *options, groups_folded, channels_last)
+    x = torch.ops.fastnn.convolution_grad_input(g, w, folded, *options, groups_folded, channels_last, b)
     return _out_of(x, dim, size), dim
 
 
@@ -141,6 +153,46 @@ def _convolution_grad_weight(
 def _convolution_grad_bias(info: Any, in_dims: _Dims, grad_output: Tensor) -> tuple[Tensor, int]:
     g = _into_channels(grad_output, in_dims[0], info.batch_size)
     return _out_of(torch.ops.fastnn.convolution_grad_bias(g), 0, info.batch_size), 0
+
+
+# ---- locally connected layers -------------------------------------------------------------------------------
+
+
+def _one_by_one(op: Any, info: Any, in_dims: _Dims, tensors: Sequence[Tensor | None], *options: Any) -> Any:
+    """Without groups a mapped dimension of filters, or of a sum over images, has nothing to be folded into."""
+    entries = []
+    for index in range(info.batch_size):
+        chosen = (t if d is None or t is None else t.select(d, index) for t, d in zip(tensors, in_dims, strict=False))
+        entries.append(op(*chosen, *options))
+    return torch.stack(entries), 0
+
+
+@register_vmap("fastnn::locally_connected")
+def _locally_connected(
+    info: Any, in_dims: _Dims, input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any
+) -> tuple[Tensor, int]:
+    op, (x_dim, w_dim, b_dim) = torch.ops.fastnn.locally_connected, in_dims[:3]
+    if w_dim is not None or b_dim is not None:
+        return _one_by_one(op, info, in_dims, (input, weight, bias), *options)
+    return _out_of(op(_into_first(input, x_dim, info.batch_size), weight, bias, *options), 0, info.batch_size), 0
+
+
+@register_vmap("fastnn::locally_connected_grad_input")
+def _locally_connected_grad_input(
+    info: Any, in_dims: _Dims, grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *options: Any
+) -> tuple[Tensor, int]:
+    op, size = torch.ops.fastnn.locally_connected_grad_input, info.batch_size
+    if in_dims[1] is not None:
+        return _one_by_one(op, info, in_dims, (grad_output, weight), input_size, *options)
+    folded = [size * input_size[0], *input_size[1:]]
+    return _out_of(op(_into_first(grad_output, in_dims[0], size), weight, folded, *options), 0, size), 0
+
+
+@register_vmap("fastnn::locally_connected_grad_weight")
+def _locally_connected_grad_weight(
+    info: Any, in_dims: _Dims, input: Tensor, grad_output: Tensor, *options: Any
+) -> tuple[Tensor, int]:
+    return _one_by_one(torch.ops.fastnn.locally_connected_grad_weight, info, in_dims, (input, grad_output), *options)
 
 
 # ---- max pooling --------------------------------------------------------------------------------------------

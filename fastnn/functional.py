@@ -3,8 +3,8 @@
 Nothing is computed here. Each function calls the op of the same name: through pybind11, which costs 2.6 us a
 call on tiny tensors where ``torch.ops`` costs 3.5 us; or through ``torch.ops`` where the call must be seen as
 an op: while Dynamo traces, and for arguments or modes that override torch functions (an FX proxy, a tensor
-subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms. The recurrent
-functions stand in ``fastnn/_recurrent.py``.
+subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms. The
+convolutions stand in ``fastnn/_convolution.py``, the recurrent functions in ``fastnn/_recurrent.py``.
 
 Types: float64, float32, bfloat16 and float16; the last two accumulate in float32. Layouts: contiguous and
 ``channels_last`` are both native, and the output keeps the input's; other strides work. Devices: CPU, and CUDA
@@ -23,6 +23,16 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
 from fastnn._backend import _C
+from fastnn._convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    locally_connected1d,
+    locally_connected2d,
+)
 from fastnn._recurrent import GATE_ACTIVATIONS as GATE_ACTIVATIONS
 from fastnn._recurrent import gru, gru_cell, lstm, lstm_cell, mut, mut_cell, rnn, rnn_cell
 
@@ -33,10 +43,17 @@ __all__ = [
     "batch_norm",
     "batch_norm_add_relu",
     "batch_norm_relu",
+    "conv1d",
     "conv2d",
     "conv2d_relu",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "gru",
     "gru_cell",
+    "locally_connected1d",
+    "locally_connected2d",
     "lstm",
     "lstm_cell",
     "max_pool2d",
@@ -46,49 +63,6 @@ __all__ = [
     "rnn",
     "rnn_cell",
 ]
-
-
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Two-dimensional convolution (as the field has it: cross-correlation).
-
-    ``y[n, k, p, q] = bias[k] + sum over c in k's group, r, s of
-    x[n, c, p * stride - padding + r * dilation, q * stride - padding + s * dilation] * w[k, c, r, s]``, where
-    positions outside x count as zero.
-
-    Args:
-        input: ``[N, C, H, W]``, or ``[C, H, W]`` for one image.
-        weight: ``[K, C / groups, R, S]``, of the input's type.
-        bias: ``[K]``, of the input's type; None for none.
-        stride: step of the window, in input positions; one number or (height, width). At least 1.
-        padding: rows and columns of zeros on each side, one number or (height, width); or ``'valid'`` for none,
-            or ``'same'`` for an output of the input's size (stride 1 only; an odd total puts the extra one at
-            the end).
-        dilation: distance between the filter's elements, in input positions; one number or (height, width).
-        groups: number of groups that the channels and filters are divided into; group g of the filters sees
-            only group g of the channels. C and K are multiples of it.
-
-    Returns:
-        ``[N, K, P, Q]`` (``[K, P, Q]`` for one image), where
-        ``P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride) + 1``, likewise Q. In ``channels_last``
-        when input or weight is.
-
-    Raises:
-        RuntimeError: for shapes, types or devices that do not go together, a window larger than the padded
-            input, a stride or dilation below 1, a negative padding, or ``'same'`` with a stride.
-
-    Formula: Dumoulin and Visin 2016, "A guide to convolution arithmetic for deep learning".
-    """
-    if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
-        return torch.ops.fastnn.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return _C.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_relu(

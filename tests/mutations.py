@@ -74,7 +74,80 @@ HOPPER = "emulated and test_hopper and bfloat16 and not three and not sample"
 GEMM_VALUES = "emulated and test_values_and_gradients and float64"
 PRODUCTS = "emulated and test_products and not large"
 
+CONVOLUTIONS = "test_convolutions.py"
+LOCAL = "test_values_and_gradients and float32 and contiguous and"
+
 MUTATIONS = (
+    Mutation(
+        "transposed_bias_uncovered",
+        "positions of a transposed convolution that no tap reaches get no bias",
+        "csrc/cpu/conv_gather.h",
+        "const bool zeroed = unreached && without && params.bias == nullptr;",
+        "const bool zeroed = unreached && without;",
+        EXTENSION,
+        CONVOLUTIONS,
+        "cpu and test_values_and_gradients and float32 and uncovered",
+    ),
+    Mutation(
+        "transposed_bias_of_depthwise",
+        "the general depthwise kernel forgets the bias of a transposed convolution",
+        "csrc/cuda/conv_depthwise_general.cuh",
+        "if (p.bias != nullptr) sum += to_acc(static_cast<const scalar_t*>(p.bias)[c]);",
+        "",
+        EMULATOR,
+        CONVOLUTIONS,
+        "emulated and test_values_and_gradients and float32 and depthwise",
+    ),
+    Mutation(
+        "output_padding_end",
+        "output_padding beyond the stride gives the gradients another geometry",
+        "csrc/bindings/conv_transpose.cpp",
+        "pairs.push_back(pads[d] - more[d]);",
+        "pairs.push_back(pads[d]);",
+        EXTENSION,
+        CONVOLUTIONS,
+        "cpu and test_values_and_gradients and float32 and output_padding",
+    ),
+    Mutation(
+        "local_window_begin",
+        "a dilated window that begins before the input takes one tap too many",
+        "csrc/cpu/locally_connected.cpp",
+        "begin[d] < 0 ? ceil_div(-begin[d], step) : 0",
+        "begin[d] < 0 ? -begin[d] / step : 0",
+        EXTENSION,
+        CONVOLUTIONS,
+        f"cpu and {LOCAL} dilation",
+    ),
+    Mutation(
+        "local_tail_of_filters",
+        "the last vector of a filter's gradient overwrites the next filter",
+        "csrc/cpu/locally_connected.cpp",
+        "store_acc(grad_w + (k + i) * length + j + v * W, sum, length - j - v * W);",
+        "store_acc(grad_w + (k + i) * length + j + v * W, sum, length - j - v * W - 1);",
+        EXTENSION,
+        CONVOLUTIONS,
+        f"cpu and {LOCAL} local",
+    ),
+    Mutation(
+        "local_second_round",
+        "the second round of images of the data gradient is written over the first",
+        "csrc/cuda/locally_connected.cu",
+        "params.grad_x)[(n0 + n) * strides[0]",
+        "params.grad_x)[n * strides[0]",
+        EMULATOR,
+        CONVOLUTIONS,
+        f"emulated and {LOCAL} many_images",
+    ),
+    Mutation(
+        "local_filters_of_a_warp",
+        "a block's second group of filters is the first again",
+        "csrc/cuda/locally_connected.cu",
+        "((block - position * filter_blocks) * (threads / kWarpSize) + warp) * kFiltersOfWarp;",
+        "warp * kFiltersOfWarp;",
+        EMULATOR,
+        CONVOLUTIONS,
+        f"emulated and {LOCAL} wide",
+    ),
     Mutation(
         "depthwise_turned_padding",
         "the data gradient keeps forward's padding where the filter is turned round",

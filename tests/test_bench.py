@@ -15,6 +15,7 @@ import torch
 import fastnn
 from fastnn import bench, cli
 from fastnn.bench import correctness, graphs, measure, memory, noise, record, session, suites, timing
+from fastnn.bench.convolutions import ConvOfRank, LocallyConnected
 from fastnn.bench.layers import Conv, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
 from fastnn.bench.recurrent import Cell, Recurrence
@@ -108,6 +109,19 @@ def test_cost_of_convolution_counted_by_hand():
     assert first.cost("backward", 2) == ((y + x + weight + bias) * 2, 2 * y * 27)
     depthwise = Conv(1, 6, 5, 5, 6, 3, 3, 1, 1, 6, False, False)
     assert depthwise.cost("forward", 4) == ((150 + 54 + 150) * 4, 2 * 150 * 9)
+
+
+def test_cost_of_convolutions_of_any_rank_counted_by_hand():
+    volume = ConvOfRank(2, 3, 4, (4, 6, 8), (2, 3, 3), padding=1)  # output [2, 4, 5, 6, 8]
+    x, y, weight = 2 * 3 * 192, 2 * 4 * 240, 4 * 3 * 18
+    assert volume.cost("forward", 4) == ((x + weight + 4 + y) * 4, 2 * y * 54)
+    assert volume.cost("backward", 4) == ((y + 2 * x + 2 * weight + 4) * 4, 2 * 2 * y * 54)
+    up = ConvOfRank(1, 6, 4, (5, 5), (4, 4), stride=2, padding=1, transposed=True)  # output [1, 4, 10, 10]
+    assert up.cost("forward", 2) == ((150 + 384 + 4 + 400) * 2, 2 * 25 * 384)
+    assert ConvOfRank(1, 6, 6, (9,), (3,), depthwise=True).cost("forward", 4) == ((54 + 18 + 6 + 42) * 4, 2 * 42 * 3)
+    local = LocallyConnected(2, 3, 4, 5, 3)  # output [2, 4, 3, 3]
+    assert local.cost("forward", 4) == ((150 + 9 * 108 + 36 + 72) * 4, 2 * 2 * 9 * 108)
+    assert local.cost("backward", 4) == ((72 + 300 + 2 * 9 * 108 + 36) * 4, 4 * 2 * 9 * 108)
 
 
 def test_cost_of_the_others_counted_by_hand():

@@ -122,6 +122,33 @@ def dispatcher_calls() -> list[Any]:
     activated = (t(2, 3, 6, 4, grad=False), image.detach(), t(3, grad=False))
     products = tuple(t(*size, grad=False) for size in ((2, 5), (2, 3), (12, 5), (12, 3)))
     calls = {
+        "conv1d": (ops.conv1d.default, (t(2, 4, 9), t(6, 2, 3), b, [2], [1], [1], 2)),
+        "conv1d.padding": (ops.conv1d.padding, (t(2, 4, 9), t(6, 2, 3), b, [1], "same", [2], 2)),
+        "conv3d": (ops.conv3d.default, (t(2, 2, 3, 4, 5), t(6, 2, 2, 3, 2), b, [2, 1, 1], [1, 0, 1], [1, 1, 2], 1)),
+        "conv3d.padding": (ops.conv3d.padding, (t(1, 2, 3, 4, 5), t(6, 2, 2, 3, 2), b, [1] * 3, "valid", [1] * 3, 1)),
+        "conv_transpose1d": (ops.conv_transpose1d.default, (t(2, 4, 5), t(4, 3, 3), b, [3], [1], [2], 2, [1])),
+        "conv_transpose2d": (
+            ops.conv_transpose2d.default,
+            (x, t(4, 3, 3, 2), b, [2, 1], [1, 0], [1, 0], 2, [1, 2]),
+        ),
+        "conv_transpose3d": (ops.conv_transpose3d.default, (t(1, 4, 2, 3, 2), t(4, 3, 3, 2, 2), None, [2, 1, 1])),
+        "locally_connected1d": (ops.locally_connected1d.default, (t(2, 3, 7), t(3, 4, 3, 3), t(4, 3), [2], [0], [1])),
+        "locally_connected2d": (
+            ops.locally_connected2d.default,
+            (t(2, 3, 4, 5), t(4, 2, 5, 3, 3, 2), None, [1, 2], [1, 0], [1, 2]),
+        ),
+        "locally_connected": (
+            ops.locally_connected.default,
+            (channels_last(t(2, 3, 4, 5)), t(2, 2, 5, 3, 3, 3), t(5, 2, 2), [1, 2], [0, 0], ONE),
+        ),
+        "locally_connected_grad_input": (
+            ops.locally_connected_grad_input.default,
+            (t(2, 5, 2, 2), t(2, 2, 5, 3, 3, 3), [2, 3, 4, 5], [1, 2], [0, 0], ONE, True),
+        ),
+        "locally_connected_grad_weight": (
+            ops.locally_connected_grad_weight.default,
+            (t(2, 3, 4, 5), t(2, 5, 2, 2), [2, 2, 5, 3, 3, 3], [1, 2], [0, 0], ONE),
+        ),
         "conv2d": (ops.conv2d.default, (x, w, b, [2, 1], [1, 0], [1, 1], 2)),
         "conv2d-channels_last": (ops.conv2d.default, (channels_last(x), w, None, ONE, ONE, ONE, 2)),
         "conv2d.padding": (ops.conv2d.padding, (x, w, b, ONE, "same", ONE, 2)),
@@ -133,6 +160,10 @@ def dispatcher_calls() -> list[Any]:
         "convolution_grad_input-channels_last": (
             ops.convolution_grad_input.default,
             (channels_last(g), w, [2, 4, 6, 5], ONE, NONE, ONE, 2, True),
+        ),
+        "convolution_grad_input-bias": (
+            ops.convolution_grad_input.default,
+            (g, w, [2, 4, 7, 6], ONE, [0, -1, 0, -1], ONE, 2, False, t(4)),
         ),
         "convolution_grad_weight": (
             ops.convolution_grad_weight.default,
@@ -313,6 +344,22 @@ def same_net(f: Any) -> Callable[..., Tensor]:
     return lambda x, w, b: f.conv2d(x, w, b, padding="same", dilation=(1, 2)).tanh()
 
 
+def transposed_net(f: Any) -> Callable[..., Tensor]:
+    def net(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return f.conv_transpose2d(x, w, b, stride=2, padding=(1, 0), output_padding=1, groups=2).square()
+
+    return net
+
+
+def ranks_net(f: Any) -> Callable[..., Tensor]:
+    """conv3d, then conv1d over what it gives."""
+
+    def net(x: Tensor, w: Tensor, b: Tensor, w1: Tensor) -> Tensor:
+        return f.conv1d(f.conv3d(x, w, b, padding=1).flatten(2).tanh(), w1, stride=2).tanh()
+
+    return net
+
+
 def pool_net(f: Any) -> Callable[..., Tensor]:
     return lambda x: f.max_pool2d(x, 3, 2, 1, ceil_mode=True).square()
 
@@ -369,6 +416,13 @@ CELL = ((3, 5), (3, 4), (3, 4), (16, 5), (16, 4), (16,), (16,))
 NETS = [
     Traced("conv2d", conv_net(F), conv_net(torch_functional), (IMAGE, (6, 2, 3, 2), (6,))),
     Traced("conv2d-same", same_net(F), same_net(torch_functional), (IMAGE, (6, 4, 2, 3), (6,))),
+    Traced("conv_transpose2d", transposed_net(F), transposed_net(torch_functional), (IMAGE, (4, 3, 3, 2), (6,))),
+    Traced(
+        "conv3d-conv1d",
+        ranks_net(F),
+        ranks_net(torch_functional),
+        ((2, 4, 3, 5, 4), (6, 4, 3, 2, 3), (6,), (5, 6, 4)),
+    ),
     Traced("max_pool2d", pool_net(F), pool_net(torch_functional), (IMAGE,)),
     Traced("batch_norm", norm_net(F), norm_net(torch_functional), (IMAGE, (4,), (4,))),
     Traced("batch_norm_act", block_end(F), block_end(torch_functional), (IMAGE, IMAGE, (4,), (4,))),

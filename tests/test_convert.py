@@ -17,6 +17,11 @@ import fastnn
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "Conv2d": lambda: nn.Conv2d(3, 4, 3, padding=1),
+    "Conv1d": lambda: nn.Conv1d(3, 4, 3, padding=1),
+    "Conv3d": lambda: nn.Conv3d(3, 4, 3, padding=1),
+    "ConvTranspose1d": lambda: nn.ConvTranspose1d(3, 4, 3, stride=2),
+    "ConvTranspose2d": lambda: nn.ConvTranspose2d(3, 4, 3, stride=2),
+    "ConvTranspose3d": lambda: nn.ConvTranspose3d(3, 4, 3, stride=2),
     "MaxPool2d": lambda: nn.MaxPool2d(2),
     "BatchNorm1d": lambda: nn.BatchNorm1d(3),
     "BatchNorm2d": lambda: nn.BatchNorm2d(3),
@@ -27,13 +32,23 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "GRUCell": lambda: nn.GRUCell(3, 5),
     "RNN": lambda: nn.RNN(3, 5, nonlinearity="relu"),
     "RNNCell": lambda: nn.RNNCell(3, 5),
+    "LazyConv1d": lambda: nn.LazyConv1d(4, 3),
     "LazyConv2d": lambda: nn.LazyConv2d(4, 3),
+    "LazyConv3d": lambda: nn.LazyConv3d(4, 3),
+    "LazyConvTranspose1d": lambda: nn.LazyConvTranspose1d(4, 3),
+    "LazyConvTranspose2d": lambda: nn.LazyConvTranspose2d(4, 3),
+    "LazyConvTranspose3d": lambda: nn.LazyConvTranspose3d(4, 3),
     "LazyBatchNorm1d": lambda: nn.LazyBatchNorm1d(),
     "LazyBatchNorm2d": lambda: nn.LazyBatchNorm2d(),
     "LazyBatchNorm3d": lambda: nn.LazyBatchNorm3d(),
 }
 INPUT_SIZES = {
     "Conv2d": (2, 3, 6, 7),
+    "Conv1d": (2, 3, 7),
+    "Conv3d": (2, 3, 2, 6, 7),
+    "ConvTranspose1d": (2, 3, 7),
+    "ConvTranspose2d": (2, 3, 6, 7),
+    "ConvTranspose3d": (2, 3, 2, 3, 4),
     "MaxPool2d": (2, 3, 6, 7),
     "BatchNorm1d": (4, 3),
     "BatchNorm2d": (2, 3, 6, 7),
@@ -273,9 +288,9 @@ def test_tied_weights_and_layers_used_twice_stay_tied():
     assert clone[1].weight is clone[0].weight
 
 
-@pytest.mark.parametrize("name", ["LazyConv2d", "LazyBatchNorm2d"])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith("Lazy")])
 def test_a_lazy_layer_becomes_fastnn_s_at_its_first_input(name: str):
-    x = torch.randn(2, 3, 6, 7)
+    x = torch.randn({"1": (2, 3, 6), "2": (2, 3, 6, 7), "3": (2, 3, 4, 5, 6)}[name[-2]])
     for layer in (
         fastnn.convert(LAYERS[name]()),
         getattr(fastnn.nn, name)(*([4, 3] if "Conv" in name else [])),
@@ -350,7 +365,7 @@ def test_pruned_layers():
         (lambda: nn.Conv2d(3, 3, 3, dtype=torch.complex64), "weight is torch.complex64"),
         (lambda: nn.SyncBatchNorm(3), "fastnn does not implement SyncBatchNorm"),
         (lambda: nn.Bilinear(3, 4, 5), "fastnn does not implement Bilinear"),
-        (lambda: nn.Conv1d(3, 3, 3), "fastnn does not implement Conv1d"),
+        (lambda: nn.Bilinear(3, 3, 3), "fastnn does not implement Bilinear"),
         (lambda: torch.ao.nn.quantized.Conv2d(3, 3, 3), "fastnn does not implement Conv2d"),
         (
             lambda: torch.ao.nn.qat.Conv2d(3, 3, 3, qconfig=torch.ao.quantization.default_qconfig),

@@ -107,6 +107,60 @@ CONV = [
 ]
 
 
+SEQUENCE, VOLUME = {"x": (2, 4, 6), "w": (8, 4, 3)}, {"x": (2, 4, 5, 6, 6), "w": (8, 4, 2, 3, 3)}
+CONV_OF_RANK = {
+    "conv1d": [
+        conv("input_1d", "2d", **SEQUENCE | {"x": (6,)}),
+        conv("input_4d", "2d", **SEQUENCE | {"x": X}),
+        conv("weight_4d", "weight", **SEQUENCE | {"w": W}),
+        conv("channels", "channels", **SEQUENCE | {"w": (8, 3, 3)}),
+        conv("kernel_too_large", "kernel size", **SEQUENCE, dilation=4),
+        conv("padding_negative", "padding", **SEQUENCE, padding=-1),
+        conv("stride_of_two", "stride", **SEQUENCE, stride=(1, 1)),
+        conv("same_with_stride", "same", **SEQUENCE, padding="same", stride=2),
+        conv("bias_size", "bias", **SEQUENCE, b=(7,)),
+    ],
+    "conv3d": [
+        conv("input_3d", "4d", **VOLUME | {"x": (2, 4, 6)}),
+        conv("weight_4d", "weight", **VOLUME | {"w": W}),
+        conv("groups_0", "groups", **VOLUME, groups=0),
+        conv("padding_of_two", "padding", **VOLUME, padding=(1, 1)),
+        conv("stride_0", "stride", **VOLUME, stride=(1, 0, 1)),
+        conv("kernel_too_large", "kernel size", **VOLUME | {"w": (8, 4, 6, 3, 3)}),
+        conv("padding_unknown", ("padding", "circular"), **VOLUME, padding="circular"),
+    ],
+    "conv_transpose1d": [
+        conv("output_padding_of_stride", "output padding", **SEQUENCE | {"w": (4, 8, 3)}, stride=2, output_padding=2),
+        conv("input_4d", "2d", **SEQUENCE | {"x": X}),
+    ],
+    "conv_transpose2d": [
+        conv("input_2d", "3d", x=(6, 6), w=(4, 8, 3, 3)),
+        conv("weight_3d", "weight", w=(4, 8, 3)),
+        conv("channels", "channels", w=(3, 8, 3, 3)),
+        conv("groups_0", "groups", w=(4, 8, 3, 3), groups=0),
+        conv("groups_do_not_divide_channels", ("divisible", "groups"), w=(4, 8, 3, 3), groups=3),
+        conv("stride_0", "stride", w=(4, 8, 3, 3), stride=(0, 1)),
+        conv("dilation_negative", "dilation", w=(4, 8, 3, 3), dilation=-1),
+        conv("padding_negative", "padding", w=(4, 8, 3, 3), padding=(0, -1)),
+        conv("output_padding_negative", "output_padding", w=(4, 8, 3, 3), output_padding=-1),
+        conv("output_padding_at_stride_1", "output padding", w=(4, 8, 3, 3), output_padding=1),
+        conv("output_padding_of_three", "output_padding", w=(4, 8, 3, 3), output_padding=(0, 0, 0)),
+        conv("output_too_small", "too small", w=(4, 8, 3, 3), padding=5),
+        conv("input_without_positions", "position", x=(2, 4, 0, 6), w=(4, 8, 3, 3), raises=RuntimeError),
+        conv("kernel_0", "kernel", w=(4, 8, 0, 3), raises=RuntimeError),
+        conv("bias_size", "bias", w=(4, 8, 3, 3), b=(4,)),
+        conv("bias_dtype", ("dtype", "type"), w=(4, 8, 3, 3), b=lambda: t(8, dtype=torch.float64)),
+        conv("weight_dtype", ("dtype", "type"), w=lambda: t(4, 8, 3, 3, dtype=torch.float64)),
+        conv("padding_same", ("padding", "argument"), w=(4, 8, 3, 3), padding="same"),
+        conv("weight_none", ("weight", "argument", "tensor"), w=lambda: None),
+    ],
+    "conv_transpose3d": [
+        conv("input_3d", "4d", **VOLUME | {"x": (2, 4, 6)}),
+        conv("stride_of_two", "stride", **VOLUME | {"w": (4, 8, 2, 3, 3)}, stride=(1, 1)),
+    ],
+}
+
+
 def pool(id: str, says: str | tuple[str, ...], x: Any = X, kernel: Any = 2, **rest: Any) -> Bad:
     raises = rest.pop("raises", None)
     make = lambda: ((t(*x) if isinstance(x, tuple) else x()), kernel)  # noqa: E731
@@ -270,6 +324,42 @@ def test_conv2d(bad, backend):
     judge(bad, F.conv2d, torch_functional.conv2d)
 
 
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [pytest.param(name, bad, id=f"{name}-{bad.id}") for name, all_bad in CONV_OF_RANK.items() for bad in all_bad],
+)
+def test_convolutions_of_other_ranks_and_transposed(name, bad):
+    judge(bad, getattr(F, name), getattr(torch_functional, name))
+
+
+LOCAL = [
+    ("weight_4d", "weight", {"w": (8, 4, 3, 3)}),
+    ("input_5d", "3d", {"x": (1, 2, 4, 6, 6)}),
+    ("positions", "positions", {"w": (4, 5, 8, 4, 3, 3)}),
+    ("positions_of_stride", "positions", {"stride": 2}),
+    ("channels", "channels", {"w": (4, 4, 8, 3, 3, 3)}),
+    ("bias_size", "bias", {"b": (8,)}),
+    ("bias_dtype", "dtype", {"b": lambda: t(8, 4, 4, dtype=torch.float64)}),
+    ("stride_0", "stride", {"stride": 0}),
+    ("padding_negative", "padding", {"padding": -1}),
+    ("dilation_of_three", "dilation", {"dilation": (1, 1, 1)}),
+    ("kernel_too_large", "kernel size", {"w": (4, 4, 8, 4, 7, 3)}),
+    ("half_and_float", "dtype", {"x": lambda: t(*X, dtype=torch.bfloat16)}),
+    (
+        "int",
+        ("int", "long"),
+        {"x": lambda: t(*X, dtype=torch.int64), "w": lambda: t(4, 4, 8, 4, 3, 3, dtype=torch.int64)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("says", "arguments"), [pytest.param(*row[1:], id=row[0]) for row in LOCAL])
+def test_locally_connected2d(says, arguments):
+    """torch has none; everything here is a RuntimeError, as it is of a convolution."""
+    bad = conv("", says, raises=RuntimeError, **{"w": (4, 4, 8, 4, 3, 3)} | arguments)
+    judge(bad, F.locally_connected2d, F.locally_connected2d)
+
+
 @pytest.mark.parametrize("bad", POOL, ids=ids)
 @pytest.mark.parametrize("return_indices", [False, True], ids=["values", "indices"])
 def test_max_pool2d(bad, return_indices, backend):
@@ -336,6 +426,11 @@ class TestBackwardOps:
         self.raises(ops.convolution_grad_weight, x, g, (8, 4, 3), one, none, one, 1, False)
         self.raises(ops.convolution, x, w, None, one, [0, 0], one, 1)
         self.raises(ops.convolution, x, w, None, [1], none, one, 1)
+        ops.convolution_grad_input(g, w, X, one, none, one, 1, False, t(4))
+        self.raises(ops.convolution_grad_input, g, w, X, one, none, one, 1, False, t(8))
+        self.raises(ops.convolution_grad_input, g, w, X, one, none, one, 1, False, t(4).double())
+        # An end that is cut off so far that no window is left.
+        self.raises(ops.convolution, x, w, None, one, [0, -4, 0, 0], one, 1)
 
     def test_max_pool(self, backend):
         ops, x = torch.ops.fastnn, t(*X)

@@ -69,8 +69,15 @@ def cell_c(*tensors: Tensor) -> Tensor:
     return cell(*tensors)[1]
 
 
-def conv(id: str, *sizes: tuple[int, ...], quick: bool = False, layout: str = "contiguous", **options: Any) -> Check:
-    return Check("conv-" + id, F.conv2d, sizes, options, quick, layout)
+def conv(
+    id: str,
+    *sizes: tuple[int, ...],
+    quick: bool = False,
+    layout: str = "contiguous",
+    function: Callable[..., Tensor] = F.conv2d,
+    **options: Any,
+) -> Check:
+    return Check("conv-" + id, function, sizes, options, quick, layout)
 
 
 IMAGE = (2, 2, 5, 4)
@@ -86,6 +93,41 @@ CHECKS = [
     conv("unbatched", (2, 4, 4), (3, 2, 2, 2), (3,)),
     conv("channels_last", IMAGE, (3, 2, 3, 2), (3,), layout="channels_last"),
     conv("uncovered", (1, 2, 6, 6), (2, 2, 2, 2), (2,), stride=4),
+    conv("1d", (2, 4, 6), (6, 2, 3), (6,), function=F.conv1d, groups=2, stride=2, padding=1),
+    conv("3d", (1, 2, 3, 3, 4), (3, 2, 2, 2, 3), (3,), function=F.conv3d, padding=(1, 0, 1)),
+    conv(
+        "transposed",
+        (2, 2, 3, 2),
+        (2, 3, 3, 2),
+        (3,),
+        quick=True,
+        function=F.conv_transpose2d,
+        stride=(2, 3),
+        padding=1,
+        output_padding=(1, 2),
+    ),
+    conv(
+        "transposed-1d",
+        (2, 4, 3),
+        (4, 1, 2),
+        (2,),
+        function=F.conv_transpose1d,
+        groups=2,
+        dilation=3,
+        output_padding=2,
+    ),
+    conv("transposed-3d", (1, 2, 2, 2, 3), (2, 2, 2, 1, 2), function=F.conv_transpose3d, stride=2),
+    conv(
+        "local",
+        (2, 2, 4, 3),
+        (2, 2, 3, 2, 2, 2),
+        (3, 2, 2),
+        quick=True,
+        function=F.locally_connected2d,
+        stride=2,
+        padding=(0, 1),
+    ),
+    conv("local-1d", (2, 5), (3, 2, 2, 2), function=F.locally_connected1d, dilation=2),
     Check("pool-plain", pool, (IMAGE,), {"kernel_size": 2}, quick=True),
     Check("pool-overlapping", pool, (IMAGE,), {"kernel_size": 3, "stride": 1, "padding": 1}),
     Check("pool-ceil", pool, (IMAGE,), {"kernel_size": 2, "stride": 2, "ceil_mode": True}),

@@ -46,11 +46,18 @@ COMPILED_USERS = {"fastnn/_backend.py", "fastnn/testing/emulation.py"}
 BACKEND_USERS = {
     "fastnn/__init__.py",
     "fastnn/functional.py",
+    "fastnn/_convolution.py",
     "fastnn/_recurrent.py",
     "fastnn/_cache.py",
     "fastnn/_info.py",
 }
-OPS_USERS = {"fastnn/functional.py", "fastnn/_recurrent.py", "fastnn/_vmap.py", "fastnn/_fused.py"}
+OPS_USERS = {
+    "fastnn/_convolution.py",
+    "fastnn/_fused.py",
+    "fastnn/_recurrent.py",
+    "fastnn/_vmap.py",
+    "fastnn/functional.py",
+}
 # Modules of the package that a file may import, by its place; the longest matching place counts.
 IMPORTS = {
     "fastnn/_version.py": (),
@@ -60,8 +67,9 @@ IMPORTS = {
     "fastnn/_fake_recurrence.py": ("fastnn._fake",),
     "fastnn/_vmap.py": (),
     "fastnn/_info.py": ("fastnn._backend", "fastnn._version"),
+    "fastnn/_convolution.py": ("fastnn._backend",),
     "fastnn/_recurrent.py": ("fastnn._backend",),
-    "fastnn/functional.py": ("fastnn._backend", "fastnn._recurrent"),
+    "fastnn/functional.py": ("fastnn._backend", "fastnn._convolution", "fastnn._recurrent"),
     "fastnn/nn/": ("fastnn.functional", "fastnn.nn"),
     "fastnn/convert.py": ("fastnn.functional", "fastnn.nn"),
     "fastnn/_fused.py": ("fastnn.functional", "fastnn.nn"),

@@ -86,9 +86,17 @@ LAYERS = [
     Layer("GRUCell", (4, 5), {}, ((3, 4), (3, 5))),
     Layer("GRUCell", (4, 5), {}, ((4,),), "unbatched"),
     Layer("RNNCell", (4, 5), {}, ((3, 4), (3, 5))),
+    Layer("Conv1d", (4, 6, 3), {"padding": 1, "stride": 2}, ((2, 4, 9),)),
+    Layer("Conv1d", (4, 6, 4), {"padding": "same", "padding_mode": "circular"}, ((2, 4, 9),), "circular"),
+    Layer("Conv3d", (4, 6, (2, 3, 2)), {"padding": (1, 0, 1), "groups": 2}, ((2, 4, 3, 5, 4),)),
+    Layer("Conv3d", (4, 4, 3), {"padding": 1, "padding_mode": "replicate"}, ((2, 4, 3, 5, 4),), "replicate"),
+    Layer("ConvTranspose1d", (4, 6, 3), {"stride": 2, "output_padding": 1}, ((2, 4, 5),)),
+    Layer("ConvTranspose2d", (4, 6, 3), {"stride": 2, "padding": 1, "groups": 2}, IMAGE),
+    Layer("ConvTranspose2d", (4, 6, (3, 2)), {"dilation": 2, "bias": False}, ((4, 7, 6),), "unbatched"),
+    Layer("ConvTranspose3d", (4, 6, 2), {"stride": (1, 2, 2)}, ((1, 4, 2, 3, 4),)),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.id)
-ONE_OF_EACH = [LAYERS[0], LAYERS[6], LAYERS[11], LAYERS[16], LAYERS[21]]
+ONE_OF_EACH = [LAYERS[0], LAYERS[6], LAYERS[11], LAYERS[16], LAYERS[21], LAYERS[31]]
 one_of_each = pytest.mark.parametrize("layer", ONE_OF_EACH, ids=lambda layer: layer.id)
 
 
@@ -441,7 +449,11 @@ def test_fastnn_functional_is_complete():
     ]
     assert fastnn.functional.relu is nn.functional.relu
     for name in fastnn.functional.__all__:
-        assert getattr(fastnn.functional, name).__module__ in ("fastnn.functional", "fastnn._recurrent")
+        assert getattr(fastnn.functional, name).__module__ in (
+            "fastnn.functional",
+            "fastnn._convolution",
+            "fastnn._recurrent",
+        )
         assert getattr(fastnn.functional, name).__doc__
 
 

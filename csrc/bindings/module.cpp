@@ -8,6 +8,8 @@ using namespace fastnn::bindings;
 
 PYBIND11_MODULE(_C, m) {
   export_conv(m);
+  export_conv_transpose(m);
+  export_locally_connected(m);
   export_max_pool(m);
   export_batch_norm(m);
   export_batch_norm_act(m);

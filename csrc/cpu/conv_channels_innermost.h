@@ -80,6 +80,24 @@ void copy_channels_innermost(const Activation& in, const void* image, void* copy
   });
 }
 
+// Copies what was made with channels innermost to `out`, which is planes.
+template <typename scalar_t>
+void copy_to_planes(const Activation& out, const void* made, void* image) {
+  if constexpr (!std::is_same_v<scalar_t, acc_type<scalar_t>>) return;
+  const auto* const src = static_cast<const scalar_t*>(made);
+  auto* const dst = static_cast<acc_type<scalar_t>*>(image);
+  constexpr int64_t kBlock = 64;
+  const int64_t plane = out.plane(), blocks = ceil_div(plane, kBlock);
+  const int64_t grain = std::max<int64_t>(1, kMinPackPerThread / std::max<int64_t>(1, kBlock * out.C));
+  parallel_for(out.N * blocks, grain, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t n = task / blocks, position = task % blocks * kBlock;
+      copy_transposed(src + (n * plane + position) * out.C, out.C, std::min(kBlock, plane - position), out.C,
+                      dst + n * out.strides[0] + position, out.strides[1]);
+    }
+  });
+}
+
 // Turns an image and its strides to the copy.
 inline void use_channels_innermost(const Activation& in, void* copy, const void*& image, ConvStrides& strides) {
   if (channels_innermost(in)) return;

@@ -170,7 +170,7 @@ DepthwiseGather<scalar_t> depthwise_grad_input(const ConvGradInputParams& params
           static_cast<const scalar_t*>(params.w),
           params.w_strides,
           {g.kernel[0], g.kernel[1], g.kernel[2]},
-          nullptr,
+          static_cast<const scalar_t*>(params.bias),
           {}};
 }
 

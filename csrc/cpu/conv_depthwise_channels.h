@@ -228,12 +228,13 @@ inline __attribute__((always_inline)) void gather_inner_two_rows(const ChannelRo
 template <int kCount, typename scalar_t, typename Lanes>
 inline __attribute__((always_inline)) void gather_even_odd(const ChannelRow<scalar_t>& row,
                                                            const ColumnSpan& even, const ColumnSpan& odd,
-                                                           int64_t j, int64_t c, const Lanes& lanes) {
+                                                           int64_t j, int64_t c,
+                                                           const Vec<acc_type<scalar_t>>& bias,
+                                                           const Lanes& lanes) {
   using V = Vec<acc_type<scalar_t>>;
   const int64_t pitch = row.in_column;
-  const V zero(0);
   V even_sum[kCount], odd_sum[kCount];
-  for_each_constant<kCount>([&](auto i) __attribute__((always_inline)) { even_sum[i] = odd_sum[i] = zero; });
+  for_each_constant<kCount>([&](auto i) __attribute__((always_inline)) { even_sum[i] = odd_sum[i] = bias; });
   for (int64_t d = 0; d < row.depths; ++d) {
     for (int64_t r = 0; r < row.rows; ++r) {
       const scalar_t* const x = row.in + d * row.in_depth + r * row.in_row + (j + odd.taps.origin) * pitch + c;
@@ -270,8 +271,8 @@ inline __attribute__((always_inline)) void gather_inner_even_odd(const ChannelRo
                                                                  const Lanes& lanes) {
   const ColumnSpan &even = spans[0], &odd = spans[1];
   int64_t j = odd.inner_first;
-  for (; j + 4 <= odd.inner_last; j += 4) gather_even_odd<4>(row, even, odd, j, c, lanes);
-  for (; j < odd.inner_last; ++j) gather_even_odd<1>(row, even, odd, j, c, lanes);
+  for (; j + 4 <= odd.inner_last; j += 4) gather_even_odd<4>(row, even, odd, j, c, bias, lanes);
+  for (; j < odd.inner_last; ++j) gather_even_odd<1>(row, even, odd, j, c, bias, lanes);
   // A last column of grad_y reaches no odd position that has both taps inside.
   for (; j < even.inner_last; ++j) gather_columns<1, 0>(row, even, j, c, bias, lanes);
 }

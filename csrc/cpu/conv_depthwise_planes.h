@@ -10,7 +10,8 @@
 //                 with 16 lanes) are one vector.
 //   others        a list of taps, one load for each multiply-add; for grad_input one list for each residue of
 //   the
-//                 position modulo the stride, whose results are interleaved in registers.
+//                 position modulo the stride, whose results are interleaved in registers. A row that is alone,
+//                 as in one dimension, has kColumnGroup vectors at a time.
 //
 // Floor: as for channels; the copy adds a load and a store for each input vector, about a quarter of the
 // multiply-adds' time at nine taps.
@@ -31,8 +32,10 @@ namespace fastnn::FASTNN_BACKEND {
 
 inline constexpr int64_t kScratchSize = 8192;  // elements: 32 KB of floats
 inline constexpr int64_t kPlaneSegment = 256;  // columns
+inline constexpr int64_t kLineSegment = 2048;  // of planes of one row, as a 1-D convolution has
 inline constexpr int64_t kMaxPlanes = 16;      // that share the scratch
 inline constexpr int kRowGroup = 4;
+inline constexpr int kColumnGroup = 4;  // vectors of a row that has no others beside it
 inline constexpr int64_t kMaxPairedRows = 64;
 
 // Two short rows as the halves of a vector, and back: the lanes [0, count) and [W / 2, W / 2 + count) from and
@@ -63,6 +66,15 @@ V join_pair(const V& v, int64_t) {
   return v;
 }
 #endif
+
+// Columns of a tile of the output, in steps of the residues.
+inline int64_t segment_columns(const DepthwiseDim (&dim)[kSpatialDims]) {
+  const auto& [d, h, w] = dim;
+  int64_t reach = 0;
+  for (int64_t r = 0; r < w.residues; ++r) reach = std::max(reach, w.taps[r].count * w.taps[r].move);
+  const bool line = d.size == 1 && h.size == 1 && d.extent == 1 && h.extent == 1;
+  return line && reach <= kLineSegment ? std::max(kPlaneSegment, kLineSegment / w.step) : kPlaneSegment;
+}
 
 // Where a strip of outputs finds its input in the scratch: the same for every channel and image.
 template <typename acc_t>
@@ -106,6 +118,15 @@ struct PlaneTile {
            h.taps[0].move == 1 && columns_fit;
   }
 
+  // Whether the tile at another depth differs from this one in where its input lies alone; it is that one then.
+  bool move_to_depth(const DepthwiseDim& d, int64_t from, int64_t to) {
+    if (d.residues != 1) return false;
+    const auto before = d.taps[0].inside(from, d.step, d.extent), now = d.taps[0].inside(to, d.step, d.extent);
+    if (before.first != now.first || before.last != now.last) return false;
+    in_depth += (to - from) * d.step;
+    return true;
+  }
+
   PlaneTile() = default;
   PlaneTile(const DepthwiseDim (&dim)[kSpatialDims], int64_t depth, int64_t segment, int64_t row_from,
             int64_t row_count, bool may_pair) {
@@ -126,9 +147,9 @@ struct PlaneTile {
     row_end = std::clamp<int64_t>(h.extent - in_row, row_begin, in_rows);
 
     const Reach reach(w);
-    first_j = segment * kPlaneSegment;
+    first_j = segment * segment_columns(dim);
     first_column = first_j * w.residues;
-    columns = std::min(w.size - first_column, kPlaneSegment * w.residues);
+    columns = std::min(w.size - first_column, segment_columns(dim) * w.residues);
     vector_columns = ceil_div(columns, w.residues);
     column_step = w.step;
     in_column = first_j * w.step + reach.low;
@@ -259,7 +280,7 @@ struct PlanePlan {
 
   PlanePlan(const DepthwiseDim (&dim)[kSpatialDims], int64_t C, bool may_pair) {
     const auto& [d, h, w] = dim;
-    segments = std::max<int64_t>(1, ceil_div(w.size, kPlaneSegment * w.residues));
+    segments = std::max<int64_t>(1, ceil_div(w.size, segment_columns(dim) * w.residues));
     const auto size = [&](int64_t rows) {
       int64_t largest = 0;
       // Any depth in the middle sees the most slices.
@@ -413,7 +434,21 @@ void gather_listed_taps(const DepthwiseDim (&dim)[kSpatialDims], const PlaneTile
         }
       };
       for (int64_t c = 0; c < tile.vector_columns; c += W) {
-        if (residues == 1) {
+        if (kRows == 1 && residues == 1 && c + kColumnGroup * W <= tile.columns) {
+          // One chain of sums would wait for itself.
+          const acc_t* const at = plane.scratch + j * row_step + c;
+          Vec<acc_t> sum[kColumnGroup];
+          for (auto& each : sum) each = Vec<acc_t>(plane.bias);
+          for (int64_t i = tile.list[ry]; i < tile.list[ry + 1]; ++i) {
+            const Vec<acc_t> filter(plane.filter[i]);
+            for_each_constant<kColumnGroup>([&](auto k) __attribute__((always_inline)) {
+              sum[k] = at::vec::fmadd(Vec<acc_t>::loadu(at + tile.offset[i] + k * W), filter, sum[k]);
+            });
+          }
+          for_each_constant<kColumnGroup>(
+              [&](auto k) __attribute__((always_inline)) { store_acc(out + c + k * W, sum[k]); });
+          c += (kColumnGroup - 1) * W;
+        } else if (residues == 1) {
           const int64_t first = tile.columns >= W ? std::min(c, tile.columns - W) : 0;
           Vec<acc_t> sum[kRows];
           sum_taps(0, first, sum);
@@ -466,7 +501,7 @@ void planes_gather(const DepthwiseGather<scalar_t>& conv) {
   const bool nine = Tile::three_by_three(conv.dim);
 
   const int64_t work = plan.planes * std::min(plan.strip_rows, row_dim.size) *
-                       std::min(column_dim.size, kPlaneSegment * column_dim.residues) * conv.taps();
+                       std::min(column_dim.size, segment_columns(conv.dim) * column_dim.residues) * conv.taps();
   const int64_t grain = std::max<int64_t>(1, kMinDepthwisePerThread / work);
   parallel_for(conv.N * blocks * tiles, grain, [&](int64_t begin, int64_t end) {
     alignas(64) acc_t scratch[kScratchSize];
@@ -476,6 +511,11 @@ void planes_gather(const DepthwiseGather<scalar_t>& conv) {
     Tile tile;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t number = task % tiles, block = task / tiles % blocks, n = task / tiles / blocks;
+      const int64_t of_depth = plan.strips * plan.segments;
+      if (number != current && current >= 0 && number % of_depth == current % of_depth &&
+          tile.move_to_depth(depth_dim, current / of_depth, number / of_depth)) {
+        current = number;
+      }
       if (number != current) {
         const int64_t strip = number % plan.strips, segment = number / plan.strips % plan.segments;
         const int64_t row = strip * plan.strip_rows;

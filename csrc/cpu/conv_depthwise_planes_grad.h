@@ -2,7 +2,8 @@
 //
 // x lies in the scratch of conv_depthwise_planes.h, grad_y is read in place. One vector of sums for each tap
 // and channel of a task; for 3x3 filters nine of them stay in registers along a strip, and kRowGroup rows share
-// what they load: 22 loads for 36 multiply-adds at stride 1. Lanes are added once, at the end of a task.
+// what they load: 22 loads for 36 multiply-adds at stride 1. Of other filters kTapGroup taps share what they
+// load of grad_y, 5 loads for 4. Lanes are added once, at the end of a task.
 //
 // Error: sums of at most kMaxTermsPerSum terms, a chain over those, the lanes of a vector and the splits.
 #pragma once
@@ -19,6 +20,7 @@
 namespace fastnn::FASTNN_BACKEND {
 
 inline constexpr int64_t kPlaneGradTasks = 32;  // enough for many threads
+inline constexpr int kTapGroup = 4;
 
 // How grad_weight is cut: by the shape alone.
 template <typename acc_t>
@@ -124,31 +126,42 @@ inline __attribute__((always_inline)) void add_nine_grads(const PlaneGrad<scalar
   }
 }
 
-// The same for one tap.
-template <typename scalar_t, typename Keep>
-inline __attribute__((always_inline)) void add_one_grad(const PlaneGrad<scalar_t>& plane, int64_t offset,
-                                                        int64_t begin, int64_t end, int64_t count,
-                                                        const Keep& keep, Vec<acc_type<scalar_t>>& total) {
+// The same for kTaps of any taps, at `offset`, which share what they load of grad_y.
+template <int kTaps, typename scalar_t, typename Keep>
+inline __attribute__((always_inline)) void add_some_grads(const PlaneGrad<scalar_t>& plane,
+                                                          const int64_t* offset, const int64_t* sum_of_tap,
+                                                          int64_t begin, int64_t end, int64_t count,
+                                                          const Keep& keep, Vec<acc_type<scalar_t>>* total) {
   using V = Vec<acc_type<scalar_t>>;
   constexpr int64_t W = kLanes<acc_type<scalar_t>>;
-  const int64_t rows_per_sum = std::max<int64_t>(kRowGroup, kMaxTermsPerSum / ceil_div(end - begin, W));
+  constexpr int kRows =
+      kTaps > 1 ? 2 : kRowGroup;  // eight or four sums: what a multiply-add's latency asks for
+  const int64_t rows_per_sum = std::max<int64_t>(kRows, kMaxTermsPerSum / ceil_div(end - begin, W));
   for (int64_t row = 0; row < plane.rows;) {
     const int64_t last = std::min(plane.rows, row + rows_per_sum);
-    V sum[kRowGroup];
-    for (int a = 0; a < kRowGroup; ++a) sum[a] = V(0);
-    const auto add_rows = [&]<int kRows>() __attribute__((always_inline)) {
+    V sum[kTaps][kRows];
+    for (auto& of_tap : sum) {
+      for (auto& each : of_tap) each = V(0);
+    }
+    const auto add_rows = [&]<int kAdded>() __attribute__((always_inline)) {
       for (int64_t c = begin; c < end; c += W) {
         const scalar_t* const g = plane.g + row * plane.g_row + c;
-        const acc_type<scalar_t>* const x = plane.x + row * plane.x_row + offset + c;
-#pragma GCC unroll 4
-        for (int a = 0; a < kRows; ++a) {
-          sum[a] = at::vec::fmadd(V::loadu(x + a * plane.x_row), load_acc(g + a * plane.g_row, count), sum[a]);
-        }
+        const acc_type<scalar_t>* const x = plane.x + row * plane.x_row + c;
+        for_each_constant<kAdded>([&](auto a) __attribute__((always_inline)) {
+          const V grad = load_acc(g + a * plane.g_row, count);
+          for_each_constant<kTaps>([&](auto t) __attribute__((always_inline)) {
+            sum[t][a] = at::vec::fmadd(V::loadu(x + a * plane.x_row + offset[t]), grad, sum[t][a]);
+          });
+        });
       }
     };
-    for (; row + kRowGroup <= last; row += kRowGroup) add_rows.template operator()<kRowGroup>();
+    for (; row + kRows <= last; row += kRows) add_rows.template operator()<kRows>();
     for (; row < last; ++row) add_rows.template operator()<1>();
-    total = total + keep((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (int t = 0; t < kTaps; ++t) {
+      V all = sum[t][0];
+      for (int a = 1; a < kRows; ++a) all = all + sum[t][a];
+      total[sum_of_tap[t]] = total[sum_of_tap[t]] + keep(all);
+    }
   }
 }
 
@@ -202,11 +215,17 @@ template <typename scalar_t>
 void add_listed_grads(const PlaneTile<acc_type<scalar_t>>& tile, const GradColumns<acc_type<scalar_t>>& columns,
                       const PlaneGrad<scalar_t>& plane, const int64_t* sum_of_tap,
                       Vec<acc_type<scalar_t>>* total) {
-  for (int64_t i = 0; i < tile.list[1]; ++i) {
-    for_each_part(columns, [&](int64_t begin, int64_t end, int64_t count, const auto& keep) {
-      add_one_grad(plane, tile.offset[i], begin, end, count, keep, total[sum_of_tap[i]]);
-    });
-  }
+  int64_t i = 0;
+  const auto add = [&](auto taps) __attribute__((always_inline)) {
+    constexpr int kTaps = decltype(taps)::value;
+    for (; i + kTaps <= tile.list[1]; i += kTaps) {
+      for_each_part(columns, [&](int64_t begin, int64_t end, int64_t count, const auto& keep) {
+        add_some_grads<kTaps>(plane, tile.offset + i, sum_of_tap + i, begin, end, count, keep, total);
+      });
+    }
+  };
+  add(std::integral_constant<int, kTapGroup>{});
+  add(std::integral_constant<int, 1>{});
 }
 
 // The sums of the lanes of kCount vectors, a power of two up to the number of lanes, as the first lanes of one:

@@ -287,6 +287,7 @@ void even_odd_rows(const DepthwiseGather<scalar_t>& conv, const RowTask<scalar_t
   const int64_t columns = ceil_div(w.size, 2), out_row = conv.out_strides[3];
   __m512 f[9];
   task.broadcast(f);
+  const __m512 bias = _mm512_set1_ps(task.bias);
   for (int64_t column = 0; column < columns; column += 16) {
     const __mmask16 here = first_lanes(w.extent - column), next = first_lanes(w.extent - column - 1);
     struct Row {
@@ -308,11 +309,11 @@ void even_odd_rows(const DepthwiseGather<scalar_t>& conv, const RowTask<scalar_t
       ahead.next();
       const Row below = load(j + 1);
       scalar_t* const out = task.out + 2 * j * out_row + 2 * column;
-      store_pair(out, _mm512_mul_ps(row.here, f[0]),
-                 _mm512_fmadd_ps(row.next, f[2], _mm512_mul_ps(row.here, f[1])));
+      store_pair(out, _mm512_fmadd_ps(row.here, f[0], bias),
+                 _mm512_fmadd_ps(row.next, f[2], _mm512_fmadd_ps(row.here, f[1], bias)));
       if (2 * j + 1 < h.size) {
-        const __m512 even = _mm512_fmadd_ps(below.here, f[4], _mm512_mul_ps(row.here, f[3]));
-        const __m512 odd = _mm512_fmadd_ps(row.next, f[6], _mm512_mul_ps(row.here, f[5]));
+        const __m512 even = _mm512_fmadd_ps(below.here, f[4], _mm512_fmadd_ps(row.here, f[3], bias));
+        const __m512 odd = _mm512_fmadd_ps(row.next, f[6], _mm512_fmadd_ps(row.here, f[5], bias));
         store_pair(out + out_row, even,
                    _mm512_fmadd_ps(below.next, f[8], _mm512_fmadd_ps(below.here, f[7], odd)));
       }

@@ -205,6 +205,9 @@ Product<scalar_t, scalar_t> grad_input_product(const ConvGradInputParams& params
   p.groups = g.groups;
   p.out = static_cast<scalar_t*>(params.grad_x) + out_offset;
   p.out_group_stride = channels * params.grad_x_strides[1];
+  p.bias = static_cast<const scalar_t*>(params.bias);
+  p.bias_on_columns = p.prepacked == Prepacked::kColumns;
+  p.bias_group_stride = channels;
   return p;
 }
 
@@ -239,20 +242,78 @@ inline bool without_gaps(const ConvGeometry& g, const ConvStrides& strides) {
   return last + 1 == g.N * g.C * volume(g.in);
 }
 
-template <typename scalar_t>
-bool grad_input_reads_channels_innermost(const ConvGradInputParams& params) {
-  const ConvGeometry& g = params.geometry;
-  return reads_channels_innermost<scalar_t>(g, {g.N, g.K, g.out, params.grad_y_strides},
-                                            {g.N, g.C, g.in, params.grad_x_strides});
-}
+// Elements of the filters from which a copy of them pays.
+inline constexpr int64_t kManyFilters = 1 << 15;
 
+// What a data gradient is computed from and to: copies in the workspace where the tensors' own strides cost
+// more.
 template <typename scalar_t>
-ConvGradInputParams grad_input_of_copy(ConvGradInputParams params) {
-  const ConvGeometry& g = params.geometry;
-  use_channels_innermost({g.N, g.K, g.out, params.grad_y_strides}, params.workspace, params.grad_y,
-                         params.grad_y_strides);
-  return params;
-}
+class GradInputCopies {
+ public:
+  explicit GradInputCopies(const ConvGradInputParams& params) : given_(params), params_(params) {
+    constexpr bool kCopies = std::is_same_v<scalar_t, acc_type<scalar_t>>;
+    const ConvGeometry& g = params.geometry;
+    const Activation y = grad_y(), x = grad_x(), w = filters();
+    const int64_t stride = *std::max_element(g.stride, g.stride + kSpatialDims);
+    by_channels_ = reads_channels_innermost<scalar_t>(g, y, x);
+    // With a stride the positions of one residue are no runs: channels innermost are, and planes are made at
+    // the end.
+    copies_x_ = kCopies && stride > 1 && !channels_innermost(x) && x.has_planes() &&
+                (y.has_planes() || channels_innermost(y)) && y.C / g.groups >= kMinAddressedRun &&
+                x.C / g.groups >= kLanes<acc_type<scalar_t>>;
+    copies_y_ = by_channels_ || copies_x_;
+    // Filters are reduced over, and of a tap at a time: two strides, each of whole cache lines.
+    copies_w_ = kCopies && !channels_innermost(w) && w.has_planes() && volume(g.kernel) > 1 &&
+                w.C >= kLanes<acc_type<scalar_t>> && w.N * w.C * w.plane() >= kManyFilters;
+    char* at = static_cast<char*>(params.workspace);
+    const auto take = [&](bool copies, const Activation& in, const void*& image, ConvStrides& strides) {
+      if (!copies) return;
+      use_channels_innermost(in, at, image, strides);
+      at += channels_innermost_bytes<scalar_t>(in);
+      bytes_ += channels_innermost_bytes<scalar_t>(in);
+    };
+    take(copies_y_, y, params_.grad_y, params_.grad_y_strides);
+    take(copies_w_, w, params_.w, params_.w_strides);
+    const void* image = params_.grad_x;
+    take(copies_x_, x, image, params_.grad_x_strides);
+    params_.grad_x = const_cast<void*>(image);
+    params_.workspace = at;
+  }
+
+  const ConvGradInputParams& params() const { return params_; }  // of the copies; the workspace behind them
+  bool by_channels() const { return by_channels_ && !copies_x_; }
+  int64_t bytes() const { return bytes_; }
+
+  void copy_in() const {
+    auto* const workspace = static_cast<char*>(given_.workspace);
+    if (copies_y_) copy_channels_innermost<scalar_t>(grad_y(), given_.grad_y, workspace);
+    if (!copies_w_) return;
+    const int64_t before = copies_y_ ? channels_innermost_bytes<scalar_t>(grad_y()) : 0;
+    copy_channels_innermost<scalar_t>(filters(), given_.w, workspace + before);
+  }
+  void copy_out() const {
+    if (copies_x_) copy_to_planes<scalar_t>(grad_x(), params_.grad_x, given_.grad_x);
+  }
+
+ private:
+  Activation grad_y() const {
+    const ConvGeometry& g = given_.geometry;
+    return {g.N, g.K, g.out, given_.grad_y_strides};
+  }
+  Activation grad_x() const {
+    const ConvGeometry& g = given_.geometry;
+    return {g.N, g.C, g.in, given_.grad_x_strides};
+  }
+  Activation filters() const {
+    const ConvGeometry& g = given_.geometry;
+    return {g.K, g.C / g.groups, g.kernel, given_.w_strides};
+  }
+
+  const ConvGradInputParams& given_;
+  ConvGradInputParams params_;
+  bool by_channels_, copies_x_, copies_y_, copies_w_;
+  int64_t bytes_ = 0;
+};
 
 // Positions that no tap reaches, three of four where a 1x1 filter has stride 2, are zeroed all at once: they
 // are no runs in memory.
@@ -263,7 +324,7 @@ void grad_input_by_residues(const ConvGradInputParams& params, bool by_channels,
   for_each_residue<scalar_t>(params, by_channels, [&](const Product<scalar_t, scalar_t>& product) {
     unreached |= product.rows.depth.length() == 0;
   });
-  const bool zeroed = unreached && without;
+  const bool zeroed = unreached && without && params.bias == nullptr;
   if (zeroed) zero(params.geometry, static_cast<scalar_t*>(params.grad_x));
   for_each_residue<scalar_t>(params, by_channels, [&](const Product<scalar_t, scalar_t>& product) {
     if (zeroed && product.rows.depth.length() == 0) return;
@@ -273,27 +334,20 @@ void grad_input_by_residues(const ConvGradInputParams& params, bool by_channels,
 
 template <typename scalar_t>
 void run_grad_input_products(const ConvGradInputParams& params) {
-  if (!grad_input_reads_channels_innermost<scalar_t>(params)) {
-    grad_input_by_residues<scalar_t>(params, false, params.workspace);
-    return;
-  }
-  const ConvGeometry& g = params.geometry;
-  const Activation grad_y{g.N, g.K, g.out, params.grad_y_strides};
-  copy_channels_innermost<scalar_t>(grad_y, params.grad_y, params.workspace);
-  grad_input_by_residues<scalar_t>(
-      grad_input_of_copy<scalar_t>(params), true,
-      static_cast<char*>(params.workspace) + channels_innermost_bytes<scalar_t>(grad_y));
+  const GradInputCopies<scalar_t> copies(params);
+  copies.copy_in();
+  grad_input_by_residues<scalar_t>(copies.params(), copies.by_channels(), copies.params().workspace);
+  copies.copy_out();
 }
 
 template <typename scalar_t>
 int64_t grad_input_products_bytes(const ConvGradInputParams& params) {
-  const bool copied = grad_input_reads_channels_innermost<scalar_t>(params);
+  const GradInputCopies<scalar_t> copies(params);
   int64_t bytes = 0;
   for_each_residue<scalar_t>(
-      copied ? grad_input_of_copy<scalar_t>(params) : params, copied,
+      copies.params(), copies.by_channels(),
       [&](const Product<scalar_t, scalar_t>& product) { bytes = std::max(bytes, product_bytes(product)); });
-  const ConvGeometry& g = params.geometry;
-  return bytes + (copied ? channels_innermost_bytes<scalar_t>({g.N, g.K, g.out, params.grad_y_strides}) : 0);
+  return copies.bytes() + bytes;
 }
 
 }  // namespace fastnn::FASTNN_BACKEND

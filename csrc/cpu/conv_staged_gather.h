@@ -127,7 +127,7 @@ StagedGather<scalar_t> staged_grad_input(const ConvGradInputParams& params) {
           w[0],
           {w[3], w[4]},
           true,
-          nullptr,
+          static_cast<const scalar_t*>(params.bias),
           static_cast<scalar_t*>(params.grad_x),
           x[0],
           x[1],

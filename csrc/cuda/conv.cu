@@ -164,7 +164,7 @@ Status conv_forward(const ConvForwardParams& p, Stream stream) {
 
 Status conv_grad_input(const ConvGradInputParams& p, Stream stream) {
   return run(p, stream, [&](auto tag) {
-    return launch_gemm<typename decltype(tag)::type>(problem_of(p), p.w, p.grad_y, nullptr, p.grad_x,
+    return launch_gemm<typename decltype(tag)::type>(problem_of(p), p.w, p.grad_y, p.bias, p.grad_x,
                                                      p.workspace, stream);
   });
 }

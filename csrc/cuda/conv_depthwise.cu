@@ -71,7 +71,7 @@ DepthwiseConv conv_of(const ConvGradWeightParams& p) {
 }
 
 DepthwiseOperands operands_of(const ConvForwardParams& p) { return {p.x, p.w, p.bias, p.y}; }
-DepthwiseOperands operands_of(const ConvGradInputParams& p) { return {p.grad_y, p.w, nullptr, p.grad_x}; }
+DepthwiseOperands operands_of(const ConvGradInputParams& p) { return {p.grad_y, p.w, p.bias, p.grad_x}; }
 
 bool takes_channels(const DepthwiseConv& c) {
   return channels_innermost(c.source_strides, c.channels, c.sources) &&

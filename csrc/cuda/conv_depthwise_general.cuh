@@ -117,6 +117,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, depthwise_blocks<coord_t>()
       }
     }
   }
+  if (p.bias != nullptr) sum += to_acc(static_cast<const scalar_t*>(p.bias)[c]);
   static_cast<scalar_t*>(
       p.grad_x)[n * p.grad_x_strides[0] + c * p.grad_x_strides[1] + i.d * p.grad_x_strides[2] +
                 i.h * p.grad_x_strides[3] + i.w * p.grad_x_strides[4]] = from_acc<scalar_t>(sum);

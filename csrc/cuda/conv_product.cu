@@ -19,7 +19,7 @@ struct Operands {
 };
 
 Operands operands_of(const ConvForwardParams& p) { return {p.w, p.x, p.bias, p.y}; }
-Operands operands_of(const ConvGradInputParams& p) { return {p.w, p.grad_y, nullptr, p.grad_x}; }
+Operands operands_of(const ConvGradInputParams& p) { return {p.w, p.grad_y, p.bias, p.grad_x}; }
 Operands operands_of(const ConvGradWeightParams& p) { return {p.grad_y, p.x, nullptr, p.grad_w}; }
 
 ConvGemm problem_of(const ConvForwardParams& p) { return forward_problem(p); }

@@ -37,7 +37,7 @@ Status launch_small_groups(const ConvForwardParams& p, Stream stream) {
 
 Status launch_small_groups(const ConvGradInputParams& p, Stream stream) {
   const auto conv = depthwise_conv(p.geometry, p.grad_x_strides, p.grad_y_strides, p.w_strides, true);
-  return run(p.dtype, group_conv(p.geometry, conv, p.w_strides, true), {p.grad_y, p.w, nullptr, p.grad_x},
+  return run(p.dtype, group_conv(p.geometry, conv, p.w_strides, true), {p.grad_y, p.w, p.bias, p.grad_x},
              stream);
 }
 

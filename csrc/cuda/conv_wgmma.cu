@@ -20,7 +20,7 @@ struct WgmmaOperands {
 };
 
 WgmmaOperands wgmma_operands(const ConvForwardParams& p) { return {p.w, p.x, p.bias, p.y}; }
-WgmmaOperands wgmma_operands(const ConvGradInputParams& p) { return {p.w, p.grad_y, nullptr, p.grad_x}; }
+WgmmaOperands wgmma_operands(const ConvGradInputParams& p) { return {p.w, p.grad_y, p.bias, p.grad_x}; }
 WgmmaOperands wgmma_operands(const ConvGradWeightParams& p) { return {p.grad_y, p.x, nullptr, p.grad_w}; }
 
 // Calls f(TypeTag<scalar_t>{}, c) with the plan of a convolution that this device and this file can do;

@@ -4,6 +4,7 @@
 
 #include "batch_norm.h"
 #include "conv.h"
+#include "locally_connected.h"
 #include "lstm_cell.h"
 #include "max_pool.h"
 #include "recurrence.h"
@@ -16,6 +17,9 @@
   W(conv_grad_weight, ConvGradWeightParams)                            \
   W(conv_grad_bias, ConvGradBiasParams)                                \
   X(conv_variants, ConvVariantsParams)                                 \
+  W(locally_connected_forward, LocallyConnectedForwardParams)          \
+  W(locally_connected_grad_input, LocallyConnectedGradInputParams)     \
+  W(locally_connected_grad_weight, LocallyConnectedGradWeightParams)   \
   X(max_pool_forward, MaxPoolForwardParams)                            \
   X(max_pool_backward, MaxPoolBackwardParams)                          \
   X(max_pool_gather, MaxPoolGatherParams)                              \

@@ -8,7 +8,7 @@
 // leading sizes to 1, their strides and dilations to 1 and their pads to 0. Positions outside x count as
 // zero. The three directions are the three derivatives of one trilinear form
 // T(x, w, g) = <conv(x, w), g>, which is why they share one geometry; a transposed convolution is
-// conv_grad_input.
+// conv_grad_input with a bias.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ struct ConvGeometry {
   int64_t out[kSpatialDims];       // spatial size of y
   int64_t kernel[kSpatialDims];    // filter size, >= 1
   int64_t stride[kSpatialDims];    // >= 1
-  int64_t pad[kSpatialDims];       // rows of zeros before x; those after it follow from `out`
+  int64_t pad[kSpatialDims];       // rows of zeros before x; those after it follow from `out`, and may be fewer
+                                   // than none: then no window covers the last rows of x
   int64_t dilation[kSpatialDims];  // >= 1
 };
 
@@ -71,7 +72,8 @@ struct ConvGradInputParams {
   ConvStrides grad_y_strides;
   const void* w;
   ConvStrides w_strides;
-  void* grad_x;  // written whole: positions that no window covers get 0
+  const void* bias;  // [C], contiguous, added to every position of its channel; null for none
+  void* grad_x;      // written whole: positions that no window covers get 0, or the bias
   ConvStrides grad_x_strides;
   bool allow_tf32;
   int32_t variant = 0;

@@ -11,22 +11,24 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastnn.bench.convolutions import convolutions
 from fastnn.bench.layers import Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
 from fastnn.bench.recurrent import Cell, GruRecurrence, Recurrence, RnnRecurrence
 
 SUITES = {
     **{name: f"the distinct layers of {name}: convolution, max pooling, batch norm" for name in NETWORKS},
+    "conv": "convolutions of one and three dimensions, depthwise, transposed; locally connected layers",
     "lstm": "LSTM cells; LSTM, GRU and RNN sequences",
     "pool": "max pooling: overlapping and not, large and small planes",
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
     "fused": "batch norm with a ReLU, and with a residual before it, against torch's layers one after the other",
     "models": "whole networks: inference and a training step",
 }
-DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "digits", "lstm", "pool", "norm", "fused", "models")
+DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "digits", "conv", "lstm", "pool", "norm", "fused", "models")
 QUICK = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "norm", "models")
 # tf32 is a way to multiply matrices: the others have none.
-TF32_OPS = ("conv2d", "lstm_cell", "lstm", "gru", "rnn", "network")
+TF32_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "lstm_cell", "lstm", "gru", "rnn", "network")
 
 
 class Row(NamedTuple):
@@ -206,7 +208,7 @@ def _models(batch: int) -> list[Layer]:
     return [WholeNetwork(name, batch) for name in NETWORKS]
 
 
-_BY_HAND = {"lstm": _lstm, "pool": _pool, "norm": _norm, "fused": _fused, "models": _models}
+_BY_HAND = {"conv": convolutions, "lstm": _lstm, "pool": _pool, "norm": _norm, "fused": _fused, "models": _models}
 
 
 def rows(suites: Iterable[str], batch: int, dtypes: Iterable[str], quick_flops: float | None = None) -> list[Row]:

@@ -8,11 +8,33 @@ op refuses, is drawn again. The draw depends on op, seed and index alone, so a c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
-from fastnn.testing.cases import PRECISE, WIDE_RANGE, BatchNormCase, Case, Conv2dCase, LstmCellCase, MaxPool2dCase, Pair
-from fastnn.testing.reference import conv2d_padding, pair, pool_out_size
+from fastnn.testing.cases import (
+    PRECISE,
+    WIDE_RANGE,
+    BatchNormCase,
+    Case,
+    Conv2dCase,
+    ConvCase,
+    LstmCellCase,
+    MaxPool2dCase,
+    Pair,
+)
+from fastnn.testing.convolution_cases import (
+    Conv1dCase,
+    Conv3dCase,
+    ConvTranspose1dCase,
+    ConvTranspose2dCase,
+    ConvTranspose3dCase,
+    ConvTransposeCase,
+    LocallyConnected1dCase,
+    LocallyConnected2dCase,
+)
+from fastnn.testing.reference import conv_padding, of_each, pair, pool_out_size
 
 EDGES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 LARGEST_WORK = 1_000_000  # multiplications, or elements read: some milliseconds of the oracle
@@ -30,7 +52,7 @@ def random_case(op: str, seed: int, index: int) -> Case:
         index: place in the series, from 0.
     """
     random = Random(f"{op} {seed} {index}")
-    draw = {"conv2d": _conv2d, "max_pool2d": _max_pool2d, "batch_norm": _batch_norm, "lstm_cell": _lstm_cell}[op]
+    draw = _DRAW[op]
     while True:
         drawn = draw(random)
         if drawn is not None:
@@ -56,11 +78,16 @@ def _batch(random: Random) -> int:
     return random.choice((0, 1, 1, 2, 2, 3, 5, 17))
 
 
-def _pair(random: Random, low: int, high: int) -> Pair:
-    """Two numbers, or one for both."""
+def _each(random: Random, low: int, high: int, rank: int) -> int | tuple[int, ...]:
+    """A number for each dimension, or one for all."""
     if random.random() < 0.4:
         return random.randint(low, high)
-    return (random.randint(low, high), random.randint(low, high))
+    return tuple(random.randint(low, high) for _ in range(rank))
+
+
+def _pair(random: Random, low: int, high: int) -> Pair:
+    """Two numbers, or one for both."""
+    return _each(random, low, high, 2)
 
 
 def _values(random: Random, *others: str) -> dict[str, Any]:
@@ -70,31 +97,40 @@ def _values(random: Random, *others: str) -> dict[str, Any]:
     return {"values": values} | ({"dtypes": dtypes[values]} if values in dtypes else {})
 
 
-def _conv2d(random: Random) -> Drawn:
+def _conv(kind_of_case: type[ConvCase], rank: int, random: Random) -> Drawn:
     kind = random.choice(("plain", "plain", "grouped", "depthwise"))
     groups = {"plain": 1, "grouped": random.randint(2, 5), "depthwise": _size(random, 129)}[kind]
     channels = groups * (1 if kind == "depthwise" else _size(random, 129))
     filters = groups * (random.randint(1, 2) if kind == "depthwise" else _size(random, 129))
     largest = random.choice((1, 3, 3, 3, 5, 11))
-    kernel = (random.randint(1, largest), random.randint(1, largest))
-    stride, dilation = _pair(random, 1, 4), _pair(random, 1, 3)
-    padding: Pair | str = random.choice(("valid", "same")) if random.random() < 0.2 else _pair(random, 0, 4)
+    kernel = tuple(random.randint(1, largest) for _ in range(rank))
+    stride, dilation = _each(random, 1, 4, rank), _each(random, 1, 3, rank)
+    transposed = issubclass(kind_of_case, ConvTransposeCase)
+    named = random.random() < 0.2 and not transposed
+    padding = random.choice(("valid", "same")) if named else _each(random, 0, 4, rank)
     if padding == "same":
         stride = 1
-    extent = (_size(random, 65), _size(random, 65))
-    before = conv2d_padding(padding, kernel, pair(dilation))
-    out = [
-        (size + begin + end - d * (k - 1) - 1) // s + 1
-        for size, begin, end, k, s, d in zip(
-            extent, before[::2], before[1::2], kernel, pair(stride), pair(dilation), strict=True
-        )
-    ]
+    extent = tuple(_size(random, 65 if rank < 3 else 17) for _ in range(rank))
+    strides, dilations = of_each(stride, rank), of_each(dilation, rank)
+    pads = conv_padding(padding, kernel, dilations)
+    sizes = zip(extent, pads[::2], pads[1::2], kernel, strides, dilations, strict=True)
+    options: dict[str, Any] = {}
+    if transposed:
+        # Positions of the input, each of which meets every tap, are what there is to do.
+        more = tuple(random.randint(0, max(s, d) - 1) for s, d in zip(strides, dilations, strict=True))
+        options["output_padding"] = more
+        out = [(size - 1) * s - 2 * p + d * (k - 1) + 1 for size, p, _, k, s, d in sizes]
+        windows = math.prod(extent)
+    else:
+        out = [(size + begin + end - d * (k - 1) - 1) // s + 1 for size, begin, end, k, s, d in sizes]
+        windows = math.prod(out)
     batch = _batch(random)
-    work = max(batch, 1) * math.prod(out) * filters * channels // groups * math.prod(kernel)
-    if min(out) < 1 or work > LARGEST_WORK or max(batch, 1) * channels * math.prod(extent) > LARGEST_TENSOR:
+    work = max(batch, 1) * windows * filters * channels // groups * math.prod(kernel)
+    largest_tensor = max(batch, 1) * max(channels * math.prod(extent), filters * math.prod(out) if transposed else 0)
+    if min(out) < 1 or work > LARGEST_WORK or largest_tensor > LARGEST_TENSOR:
         return None
     shape = (channels, *extent) if random.random() < 0.1 else (batch, channels, *extent)
-    options = {
+    options |= {
         "shape": shape,
         "filters": filters,
         "kernel": kernel,
@@ -104,7 +140,7 @@ def _conv2d(random: Random) -> Drawn:
         "groups": groups,
         "bias": random.random() < 0.7,
     }
-    return Conv2dCase, work, options | _values(random, "integers", "nonfinite", "huge")
+    return kind_of_case, work, options | _values(random, "integers", "nonfinite", "huge")
 
 
 def _max_pool2d(random: Random) -> Drawn:
@@ -176,3 +212,30 @@ def _lstm_cell(random: Random) -> Drawn:
         "through": random.choice(("both", "both", "h", "c")),
     }
     return LstmCellCase, work, options | _values(random, "nonfinite", "huge")
+
+
+def _locally_connected(kind_of_case: type[ConvCase], rank: int, random: Random) -> Drawn:
+    """A convolution without groups and with few positions, whose filters are as many times more."""
+    drawn = _conv(kind_of_case, rank, random)
+    if drawn is None or drawn[2]["groups"] > 1 or isinstance(drawn[2]["padding"], str):
+        return None
+    kind, work, options = drawn
+    del options["groups"]
+    if math.prod(kind(id="", **options).weight_shape) > LARGEST_TENSOR:
+        return None
+    return kind, work, options
+
+
+_DRAW: dict[str, Callable[[Random], Drawn]] = {
+    "conv1d": partial(_conv, Conv1dCase, 1),
+    "conv2d": partial(_conv, Conv2dCase, 2),
+    "conv3d": partial(_conv, Conv3dCase, 3),
+    "conv_transpose1d": partial(_conv, ConvTranspose1dCase, 1),
+    "conv_transpose2d": partial(_conv, ConvTranspose2dCase, 2),
+    "conv_transpose3d": partial(_conv, ConvTranspose3dCase, 3),
+    "locally_connected1d": partial(_locally_connected, LocallyConnected1dCase, 1),
+    "locally_connected2d": partial(_locally_connected, LocallyConnected2dCase, 2),
+    "max_pool2d": _max_pool2d,
+    "batch_norm": _batch_norm,
+    "lstm_cell": _lstm_cell,
+}

@@ -33,7 +33,21 @@ from fastnn.nn.batchnorm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
-from fastnn.nn.conv import Conv2d, LazyConv2d
+from fastnn.nn.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LazyConv1d,
+    LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
+)
+from fastnn.nn.locally_connected import LocallyConnected1d, LocallyConnected2d
 from fastnn.nn.pooling import MaxPool2d
 from fastnn.nn.rnn import GRU, LSTM, MUT1, MUT2, MUT3, RNN
 from fastnn.nn.rnn_cell import GRUCell, LSTMCell, MUT1Cell, MUT2Cell, MUT3Cell, RNNCell
@@ -45,7 +59,12 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    Conv1d,
     Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
     GRU,
     GRUCell,
     LSTM,
@@ -53,7 +72,12 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     LazyBatchNorm1d,
     LazyBatchNorm2d,
     LazyBatchNorm3d,
+    LazyConv1d,
     LazyConv2d,
+    LazyConv3d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
+    LazyConvTranspose3d,
     MaxPool2d,
     RNN,
     RNNCell,
@@ -67,6 +91,8 @@ ADDED: tuple[type[torch.nn.Module], ...] = (
     BatchNormReLU1d,
     BatchNormReLU2d,
     BatchNormReLU3d,
+    LocallyConnected1d,
+    LocallyConnected2d,
     MUT1,
     MUT1Cell,
     MUT2,
@@ -89,7 +115,9 @@ class _TorchSubmodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
 
     _prefix = __name__ + "."
-    _own = frozenset({"batchnorm", "conv", "pooling", "recurrent", "recurrent_options", "rnn", "rnn_cell"})
+    _own = frozenset(
+        {"batchnorm", "conv", "locally_connected", "pooling", "recurrent", "recurrent_options", "rnn", "rnn_cell"}
+    )
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

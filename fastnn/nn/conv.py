@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from fastnn import functional
+
+
+def _padded(layer: torch.nn.modules.conv._ConvNd, input: Tensor) -> tuple[Tensor, str | int | tuple[int, ...]]:
+    """The input of a layer and the padding that is left to do, which modes other than ``'zeros'`` do beforehand."""
+    if layer.padding_mode == "zeros":
+        return input, layer.padding
+    return torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
 
 
 def convolve(
@@ -17,14 +26,23 @@ def convolve(
     alpha: float | None = None,
 ) -> Tensor:
     """:func:`fastnn.functional.conv2d_relu` with a layer's options, and weights that need not be its own."""
-    padding = layer.padding
-    if layer.padding_mode != "zeros":
-        input = torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-        padding = 0
+    input, padding = _padded(layer, input)
     options = (layer.stride, padding, layer.dilation, layer.groups)
     if activation == "identity":
         return functional.conv2d(input, weight, bias, *options)
     return functional.conv2d_relu(input, weight, bias, *options, activation=activation, alpha=alpha)
+
+
+class Conv1d(torch.nn.Conv1d):
+    """``torch.nn.Conv1d`` computed by :func:`fastnn.functional.conv1d`; see :class:`Conv2d`.
+
+    Shape:
+        ``[N, C, L]`` or ``[C, L]`` to ``[N, K, P]`` or ``[K, P]``.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = _padded(self, input)
+        return functional.conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -41,7 +59,106 @@ class Conv2d(torch.nn.Conv2d):
         return convolve(self, input, weight, bias)
 
 
+class Conv3d(torch.nn.Conv3d):
+    """``torch.nn.Conv3d`` computed by :func:`fastnn.functional.conv3d`; see :class:`Conv2d`.
+
+    Shape:
+        ``[N, C, D, H, W]`` or ``[C, D, H, W]`` to ``[N, K, O, P, Q]`` or ``[K, O, P, Q]``.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        input, padding = _padded(self, input)
+        return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+class _Transposed(torch.nn.modules.conv._ConvTransposeNd):
+    """The one method that the three layers replace: torch's finds ``output_padding`` from ``output_size``."""
+
+    _function: ClassVar[str]
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """See the class."""
+        if self.padding_mode != "zeros":
+            name = self._function.replace("conv_transpose", "ConvTranspose")
+            raise ValueError(f"Only `zeros` padding mode is supported for {name}, but got {self.padding_mode!r}")
+        output_padding = self._output_padding(
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            len(self.kernel_size),
+            self.dilation,
+        )
+        return getattr(functional, self._function)(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` computed by :func:`fastnn.functional.conv_transpose1d`, else unchanged.
+
+    Shape:
+        ``[N, C, L]`` or ``[C, L]`` to ``[N, K, I]`` or ``[K, I]``; ``output_size``, a second argument, chooses I
+        among the sizes that the convolution maps to L.
+    """
+
+    _function = "conv_transpose1d"
+
+
+class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` computed by :func:`fastnn.functional.conv_transpose2d`, else unchanged.
+
+    Shape:
+        ``[N, C, H, W]`` or ``[C, H, W]`` to ``[N, K, I, J]`` or ``[K, I, J]``; ``output_size``, a second argument,
+        chooses I and J among the sizes that the convolution maps to H and W.
+    """
+
+    _function = "conv_transpose2d"
+
+
+class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
+    """``torch.nn.ConvTranspose3d`` computed by :func:`fastnn.functional.conv_transpose3d`, else unchanged.
+
+    Shape:
+        ``[N, C, D, H, W]`` or ``[C, D, H, W]`` to ``[N, K, O, I, J]`` or ``[K, O, I, J]``; ``output_size``, a second
+        argument, chooses O, I and J among the sizes that the convolution maps to D, H and W.
+    """
+
+    _function = "conv_transpose3d"
+
+
+class LazyConv1d(torch.nn.LazyConv1d, Conv1d):
+    """``torch.nn.LazyConv1d`` that becomes fastnn's :class:`Conv1d` at its first input."""
+
+    cls_to_become = Conv1d
+
+
 class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
-    """``torch.nn.LazyConv2d`` that becomes a :class:`fastnn.nn.Conv2d` when it sees its first input."""
+    """``torch.nn.LazyConv2d`` that becomes fastnn's :class:`Conv2d` at its first input."""
 
     cls_to_become = Conv2d
+
+
+class LazyConv3d(torch.nn.LazyConv3d, Conv3d):
+    """``torch.nn.LazyConv3d`` that becomes fastnn's :class:`Conv3d` at its first input."""
+
+    cls_to_become = Conv3d
+
+
+class LazyConvTranspose1d(torch.nn.LazyConvTranspose1d, ConvTranspose1d):
+    """``torch.nn.LazyConvTranspose1d`` that becomes fastnn's :class:`ConvTranspose1d` at its first input."""
+
+    cls_to_become = ConvTranspose1d
+
+
+class LazyConvTranspose2d(torch.nn.LazyConvTranspose2d, ConvTranspose2d):
+    """``torch.nn.LazyConvTranspose2d`` that becomes fastnn's :class:`ConvTranspose2d` at its first input."""
+
+    cls_to_become = ConvTranspose2d
+
+
+class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):
+    """``torch.nn.LazyConvTranspose3d`` that becomes fastnn's :class:`ConvTranspose3d` at its first input."""
+
+    cls_to_become = ConvTranspose3d

@@ -27,6 +27,7 @@ first-order, with the products of two errors kept where half types make them mat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -36,7 +37,8 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .cases import BatchNormCase, Case, Conv2dCase, LstmCellCase, MaxPool2dCase
+from .cases import BatchNormCase, Case, ConvCase, LstmCellCase, MaxPool2dCase
+from .convolution_cases import ConvTransposeCase, LocallyConnectedCase
 
 FUNCTION_ERROR = 4.0  # of exp, tanh and sigmoid, in units of u
 
@@ -196,12 +198,15 @@ def expected(case: Case, inputs: dict[str, Tensor], cotangents: list[Tensor | No
     Returns:
         values in float64 on the CPU with their bounds.
     """
-    compute = {
-        Conv2dCase: _expected_conv2d,
+    oracles = {
+        ConvTransposeCase: _expected_conv_transpose,
+        LocallyConnectedCase: _expected_locally_connected,
+        ConvCase: _expected_convolution,
         MaxPool2dCase: _expected_max_pool2d,
         BatchNormCase: _expected_batch_norm,
         LstmCellCase: _expected_lstm_cell,
-    }[type(case)]
+    }
+    compute = next(oracle for kind, oracle in oracles.items() if isinstance(case, kind))
     exact = {name: tensor.detach().cpu().double().contiguous() for name, tensor in inputs.items()}
     grads = [None if c is None else c.detach().cpu().double().contiguous() for c in cotangents]
     return compute(case, exact, grads, inputs)
@@ -221,35 +226,76 @@ def _linear(function, inputs: dict[str, Tensor], names: list[str], cotangent: Te
     return results
 
 
-def _expected_conv2d(case: Conv2dCase, inputs, cotangents, originals) -> Expected:
-    arithmetic = Arithmetic.of(originals["input"].dtype)
-    names = [name for name in case.differentiable if name in inputs]
-    (value, grads), (magnitude, grad_magnitudes) = _linear(
-        lambda t: reference.conv2d(t["input"], t["weight"], t.get("bias"), **case.options),
-        inputs,
-        names,
-        cotangents[0],
-    )
-    filters, channels, *kernel = inputs["weight"].shape
-    taps = kernel[0] * kernel[1]
-    positions = value.numel() // filters if value.numel() else 0
-    terms = {
-        "output": channels * taps + 1,
-        "input": filters // case.groups * taps,
-        "weight": positions,
-        "bias": positions,
-    }
-
-    product = TF32_PRODUCT if _tf32.get() and originals["input"].dtype == torch.float32 else 0.0
+def _multilinear(function, inputs, cotangent: Tensor, names: list[str], dtype: torch.dtype, terms) -> Expected:
+    """Of a convolution: ``terms`` gives, for a positions' number of the output, the lengths of the sums by name."""
+    arithmetic = Arithmetic.of(dtype)
+    (value, grads), (magnitude, grad_magnitudes) = _linear(function, inputs, names, cotangent)
+    product = TF32_PRODUCT if _tf32.get() and dtype == torch.float32 else 0.0
+    lengths = terms(value)
 
     def bounded(name: str, v: Tensor, m: Tensor) -> Bounded:
         # One more rounding than terms: partial sums may be kept apart and added at the end.
-        error = ((growth(terms[name]) + 1) * arithmetic.accumulate + product) * m
+        error = ((growth(lengths[name]) + 1) * arithmetic.accumulate + product) * m
         return Bounded(v, error, arithmetic.accumulate).stored(arithmetic)
 
     return Expected(
         outputs=[bounded("output", value, magnitude)],
         gradients={n: bounded(n, g, m) for n, g, m in zip(names, grads, grad_magnitudes, strict=True)},
+    )
+
+
+def _expected_convolution(case: ConvCase, inputs, cotangents, originals) -> Expected:
+    filters, channels, *kernel = inputs["weight"].shape
+    taps = math.prod(kernel)
+
+    def terms(output: Tensor) -> dict[str, int]:
+        positions = output.numel() // filters
+        sums = {"output": channels * taps + 1, "input": filters // case.groups * taps}
+        return sums | {"weight": positions, "bias": positions}
+
+    return _multilinear(
+        lambda t: reference.convolution(t["input"], t["weight"], t.get("bias"), **case.options),
+        inputs,
+        cotangents[0],
+        [name for name in case.differentiable if name in inputs],
+        originals["input"].dtype,
+        terms,
+    )
+
+
+def _expected_conv_transpose(case: ConvTransposeCase, inputs, cotangents, originals) -> Expected:
+    channels, filters, *kernel = inputs["weight"].shape
+    taps = math.prod(kernel)
+
+    def terms(output: Tensor) -> dict[str, int]:
+        sums = {"output": channels // case.groups * taps + 1, "input": filters * taps}
+        return sums | {"weight": inputs["input"].numel() // channels, "bias": output.numel() // case.filters}
+
+    return _multilinear(
+        lambda t: reference.conv_transpose(t["input"], t["weight"], t.get("bias"), **case.options),
+        inputs,
+        cotangents[0],
+        [name for name in case.differentiable if name in inputs],
+        originals["input"].dtype,
+        terms,
+    )
+
+
+def _expected_locally_connected(case: LocallyConnectedCase, inputs, cotangents, originals) -> Expected:
+    taps = math.prod(case.kernel)
+
+    def terms(output: Tensor) -> dict[str, int]:
+        images = 1 if len(case.shape) == len(case.kernel) + 1 else case.shape[0]
+        sums = {"output": case.channels * taps + 1, "input": case.filters * taps}
+        return sums | {"weight": images, "bias": images}
+
+    return _multilinear(
+        lambda t: reference.locally_connected(t["input"], t["weight"], t.get("bias"), **case.options),
+        inputs,
+        cotangents[0],
+        [name for name in case.differentiable if name in inputs],
+        originals["input"].dtype,
+        terms,
     )
 
 

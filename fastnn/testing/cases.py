@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastnn.testing import reference
+
 ALL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WIDE_RANGE = (torch.float64, torch.float32, torch.bfloat16)  # can hold 1e30
 PRECISE = (torch.float64, torch.float32)  # can tell 1e4 from 1e4 + 1e-3
@@ -45,7 +47,13 @@ def _torch_activation(z: Tensor, activation: str, alpha: float) -> Tensor:
 
 # The namespace with which ``apply`` runs a case on torch's own kernels.
 TORCH = SimpleNamespace(
-    conv2d=torch.nn.functional.conv2d,
+    locally_connected1d=reference.locally_connected,  # torch has none
+    locally_connected2d=reference.locally_connected,
+    **{
+        f"{kind}{rank}d": getattr(torch.nn.functional, f"{kind}{rank}d")
+        for kind in ("conv", "conv_transpose")
+        for rank in (1, 2, 3)
+    },
     max_pool2d=torch.nn.functional.max_pool2d,
     batch_norm=torch.nn.functional.batch_norm,
     batch_norm_relu=_torch_activated,
@@ -173,18 +181,17 @@ Pair = int | tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conv2dCase(Case):
-    """input [N, C, H, W] or [C, H, W]; weight [filters, C / groups, *kernel]; bias [filters]."""
+class ConvCase(Case):
+    """input [N, C, spatial...] or [C, spatial...]; weight [filters, C / groups, *kernel]; bias [filters]."""
 
-    op: ClassVar[str] = "conv2d"
     outputs: ClassVar[tuple[str, ...]] = ("output",)
     differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
     shape: tuple[int, ...]
     filters: int
-    kernel: tuple[int, int]
-    stride: Pair = 1
-    padding: Pair | str = 0
-    dilation: Pair = 1
+    kernel: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | tuple[int, ...] | str = 0
+    dilation: int | tuple[int, ...] = 1
     groups: int = 1
     bias: bool = True
 
@@ -198,25 +205,48 @@ class Conv2dCase(Case):
             "groups": self.groups,
         }
 
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape[-1 - len(self.kernel)]
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the filters."""
+        return (self.filters, self.channels // self.groups, *self.kernel)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Shape of the bias."""
+        return (self.filters,)
+
     def make_inputs(self, dtype, device, layout, generator):
         """See ``Case.make_inputs``."""
-        channels = self.shape[-3] // self.groups
         # Finite weights: what 0 * inf in the padding should be is defined by no one.
         weight_values = self.values if self.values == "integers" else "normal"
         inputs = {
             "input": draw(self.shape, self.values, generator),
-            "weight": draw((self.filters, channels, *self.kernel), weight_values, generator),
+            "weight": draw(self.weight_shape, weight_values, generator),
         }
         if self.bias:
-            inputs["bias"] = draw((self.filters,), weight_values, generator)
+            inputs["bias"] = draw(self.bias_shape, weight_values, generator)
+        unbatched = len(self.kernel) + 1
         return {
-            name: lay_out(tensor.to(dtype).to(device), layout, channel_dim=0 if tensor.dim() == 3 else 1)
+            name: lay_out(tensor.to(dtype).to(device), layout, channel_dim=0 if tensor.dim() == unbatched else 1)
             for name, tensor in inputs.items()
         }
 
     def apply(self, functional, inputs):
         """See ``Case.apply``."""
-        return (functional.conv2d(inputs["input"], inputs["weight"], inputs.get("bias"), **self.options),)
+        function = getattr(functional, self.op)
+        return (function(inputs["input"], inputs["weight"], inputs.get("bias"), **self.options),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv2dCase(ConvCase):
+    """A convolution of two spatial dimensions."""
+
+    op: ClassVar[str] = "conv2d"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -620,8 +650,11 @@ LSTM_CELL = (
     _lstm("huge_cell", 4, 5, 7, values="huge", dtypes=WIDE_RANGE, small=True),
 )
 
+from fastnn.testing.convolution_cases import CONVOLUTIONS  # noqa: E402 - its cases are subclasses of those here
+
 CASES: dict[str, tuple[Case, ...]] = {
     "conv2d": CONV2D,
+    **CONVOLUTIONS,
     "max_pool2d": MAX_POOL2D,
     "batch_norm": (*BATCH_NORM, *BATCH_NORM_ACTIVATED),
     "lstm_cell": LSTM_CELL,

@@ -7,6 +7,9 @@ them gives first and second derivatives. Speed is of no account.
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,66 +20,151 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def conv2d_padding(
-    padding: int | tuple[int, int] | str, kernel: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right). ``same`` puts the odd row or column at the end, as torch does."""
-    if padding == "valid":
-        return (0, 0, 0, 0)
+def of_each(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """One number for each of ``rank`` dimensions, from one or as many."""
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+def conv_padding(
+    padding: int | tuple[int, ...] | str, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[int, ...]:
+    """(begin, end) of each dimension. ``same`` puts the odd position at the end, as torch does."""
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return (total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2)
-    height, width = pair(padding)
-    return (height, height, width, width)
+        return tuple(side for t in total for side in (t // 2, t - t // 2))
+    each = of_each(0 if padding == "valid" else padding, len(kernel))
+    return tuple(side for p in each for side in (p, p))
 
 
-def conv2d(
+def _taps(kernel: tuple[int, ...], dilation: tuple[int, ...], stride: tuple[int, ...], out: tuple[int, ...]):
+    """For each tap, in row-major order, the positions that it has in the windows: a slice a dimension."""
+    for tap in itertools.product(*(range(k) for k in kernel)):
+        yield tuple(
+            slice(r * d, r * d + (o - 1) * s + 1, s) for r, d, s, o in zip(tap, dilation, stride, out, strict=True)
+        )
+
+
+def convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | str = 0,
-    dilation: int | tuple[int, int] = 1,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Tensor:
     """y[n, k, o] = bias[k] + sum over c of k's group and r of x[n, c, o * stride + r * dilation - pad] w[k, c, r].
 
     Args:
-        input: [N, C, H, W] or [C, H, W].
-        weight: [K, C / groups, R, S].
+        input: [N, C, spatial...] or [C, spatial...].
+        weight: [K, C / groups, *kernel], which says the rank.
         bias: [K] or None.
         stride: as in ``torch.nn.functional.conv2d``, as are the next three.
-        padding: one number, two, ``same`` or ``valid``.
+        padding: one number, one a dimension, ``same`` or ``valid``.
         dilation: distance between taps.
         groups: number of groups.
 
     Returns:
-        [N, K, H', W'] or [K, H', W'].
+        [N, K, positions...] or [K, positions...].
     """
-    if input.dim() == 3:
-        return conv2d(input[None], weight, bias, stride, padding, dilation, groups)[0]
-    stride, dilation = pair(stride), pair(dilation)
     filters, channels, *kernel = weight.shape
-    top, bottom, left, right = conv2d_padding(padding, tuple(kernel), dilation)
-    x = F.pad(input, (left, right, top, bottom))
+    rank = len(kernel)
+    if input.dim() == rank + 1:
+        return convolution(input[None], weight, bias, stride, padding, dilation, groups)[0]
+    stride, dilation = of_each(stride, rank), of_each(dilation, rank)
+    pads = conv_padding(padding, tuple(kernel), dilation)
+    x = F.pad(input, [p for d in reversed(range(rank)) for p in pads[2 * d : 2 * d + 2]])
     batch = x.shape[0]
-    height = (x.shape[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
-    width = (x.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
-    taps = [
-        x[
-            :,
-            :,
-            i : i + (height - 1) * stride[0] + 1 : stride[0],
-            j : j + (width - 1) * stride[1] + 1 : stride[1],
-        ]
-        for i in range(0, kernel[0] * dilation[0], dilation[0])
-        for j in range(0, kernel[1] * dilation[1], dilation[1])
+    out = [
+        (size - d * (k - 1) - 1) // s + 1 for size, d, k, s in zip(x.shape[2:], dilation, kernel, stride, strict=True)
     ]
+    taps = [x[(slice(None), slice(None), *places)] for places in _taps(tuple(kernel), dilation, stride, tuple(out))]
     # [groups, channels * taps, batch * positions]
     patches = torch.stack(taps, 2).flatten(3).permute(1, 2, 0, 3).reshape(groups, channels * len(taps), -1)
     y = weight.reshape(groups, filters // groups, channels * len(taps)) @ patches
-    y = y.reshape(filters, batch, height, width).transpose(0, 1)
-    return y if bias is None else y + bias[:, None, None]
+    y = y.reshape(filters, batch, *out).transpose(0, 1)
+    return y if bias is None else y + bias.view(-1, *[1] * rank)
+
+
+def conv_transpose(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    output_padding: int | tuple[int, ...] = 0,
+    groups: int = 1,
+    dilation: int | tuple[int, ...] = 1,
+) -> Tensor:
+    """Each x[n, c, o] adds x * w[c, k, r] to y[n, k, o * stride + r * dilation - padding], for k in c's group.
+
+    Args:
+        input: [N, C, spatial...] or [C, spatial...].
+        weight: [C, K / groups, *kernel], which says the rank.
+        bias: [K] or None.
+        stride: as in ``torch.nn.functional.conv_transpose2d``, as are the next four.
+        padding: positions taken off each side of y.
+        output_padding: positions that y has more at its end.
+        groups: number of groups.
+        dilation: distance between taps.
+
+    Returns:
+        [N, K, positions...] or [K, positions...].
+    """
+    channels, filters, *kernel = weight.shape
+    rank = len(kernel)
+    if input.dim() == rank + 1:
+        return conv_transpose(input[None], weight, bias, stride, padding, output_padding, groups, dilation)[0]
+    stride, dilation, padding = of_each(stride, rank), of_each(dilation, rank), of_each(padding, rank)
+    batch, size = input.shape[0], tuple(input.shape[2:])
+    full = [(o - 1) * s + d * (k - 1) + 1 for o, s, d, k in zip(size, stride, dilation, kernel, strict=True)]
+    y = input.new_zeros(
+        batch, groups * filters, *(f + more for f, more in zip(full, of_each(output_padding, rank), strict=True))
+    )
+    # [groups, filters * taps, batch * positions]
+    x = input.transpose(0, 1).reshape(groups, channels // groups, -1)
+    products = weight.reshape(groups, channels // groups, -1).transpose(1, 2) @ x
+    products = products.reshape(groups, filters, math.prod(kernel), batch, *size)
+    for tap, places in enumerate(_taps(tuple(kernel), dilation, stride, size)):
+        part = products[:, :, tap].flatten(0, 1).transpose(0, 1)
+        y[(slice(None), slice(None), *places)] += part
+    y = y[(slice(None), slice(None), *(slice(p, e - p) for p, e in zip(padding, y.shape[2:], strict=True)))]
+    return y if bias is None else y + bias.view(-1, *[1] * rank)
+
+
+def locally_connected(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+) -> Tensor:
+    """:func:`convolution` with filters of each position's own.
+
+    Args:
+        input: [N, C, spatial...] or [C, spatial...].
+        weight: [positions..., K, C, *kernel], which says the rank.
+        bias: [K, positions...] or None.
+        stride: as in :func:`convolution`, as are the next two.
+        padding: one number, or one a dimension.
+        dilation: distance between taps.
+
+    Returns:
+        [N, K, positions...] or [K, positions...].
+    """
+    rank = weight.dim() // 2 - 1
+    if input.dim() == rank + 1:
+        return locally_connected(input[None], weight, bias, stride, padding, dilation)[0]
+    out, (filters, channels, *kernel) = weight.shape[:rank], weight.shape[rank:]
+    stride, dilation = of_each(stride, rank), of_each(dilation, rank)
+    pads = conv_padding(padding, tuple(kernel), dilation)
+    x = F.pad(input, [p for d in reversed(range(rank)) for p in pads[2 * d : 2 * d + 2]])
+    taps = [x[(slice(None), slice(None), *places)] for places in _taps(tuple(kernel), dilation, stride, tuple(out))]
+    patches = torch.stack(taps, 2).flatten(3)  # [N, C, taps, positions]
+    y = torch.einsum("ncrp,pkcr->nkp", patches, weight.reshape(-1, filters, channels, len(taps)))
+    y = y.reshape(x.shape[0], filters, *out)
+    return y if bias is None else y + bias
 
 
 def pool_out_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import bounds, reference
 from .bounds import Bounded
-from .cases import TORCH, Case, generator_for, lay_out
+from .cases import TORCH, Case, ConvCase, generator_for, lay_out
+from .convolution_cases import ConvTransposeCase, LocallyConnectedCase
 from .judge import same_bits
 
 SECOND = "second derivative"
@@ -128,8 +129,10 @@ def gradients(
 
 def oracle(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """The differentiable float64 oracle's floating outputs."""
-    if case.op == "conv2d":
-        return (reference.conv2d(inputs["input"], inputs["weight"], inputs.get("bias"), **case.options),)
+    if isinstance(case, ConvCase):
+        functions = {ConvTransposeCase: reference.conv_transpose, LocallyConnectedCase: reference.locally_connected}
+        function = next((f for kind, f in functions.items() if isinstance(case, kind)), reference.convolution)
+        return (function(inputs["input"], inputs["weight"], inputs.get("bias"), **case.options),)
     if case.op == "max_pool2d":
         return reference.max_pool2d(inputs["input"], **case.options)[:1]
     if case.op == "batch_norm":
