@@ -4,7 +4,8 @@ Nothing is computed here. Each function calls the op of the same name: through p
 call on tiny tensors where ``torch.ops`` costs 3.5 us; or through ``torch.ops`` where the call must be seen as
 an op: while Dynamo traces, and for arguments or modes that override torch functions (an FX proxy, a tensor
 subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms. The recurrent
-functions stand in ``fastnn/_recurrent.py``.
+functions stand in ``fastnn/_recurrent.py``, normalisation's but batch norm's in ``fastnn/_normalisation.py``,
+activations in ``fastnn/_activation.py``.
 
 Types: float64, float32, bfloat16 and float16; the last two accumulate in float32. Layouts: contiguous and
 ``channels_last`` are both native, and the output keeps the input's; other strides work. Devices: CPU, and CUDA
@@ -22,9 +23,12 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
+from fastnn._activation import maxout
 from fastnn._backend import _C
+from fastnn._normalisation import group_norm, instance_norm, local_response_norm
 from fastnn._recurrent import GATE_ACTIVATIONS as GATE_ACTIVATIONS
 from fastnn._recurrent import gru, gru_cell, lstm, lstm_cell, mut, mut_cell, rnn, rnn_cell
+from fastnn._sync_batch_norm import sync_batch_norm
 
 if TYPE_CHECKING:
     from torch.nn.functional import *  # noqa: F403 - what falls through, for type checkers
@@ -35,16 +39,21 @@ __all__ = [
     "batch_norm_relu",
     "conv2d",
     "conv2d_relu",
+    "group_norm",
     "gru",
     "gru_cell",
+    "instance_norm",
+    "local_response_norm",
     "lstm",
     "lstm_cell",
     "max_pool2d",
     "max_pool2d_with_indices",
+    "maxout",
     "mut",
     "mut_cell",
     "rnn",
     "rnn_cell",
+    "sync_batch_norm",
 ]
 
 

@@ -32,6 +32,10 @@ DIRECTIONS = {
         "output", "gradient of input", "gradient of weight", "gradient of bias", "running_mean", "running_var",
         "second derivative",
     },
+    "maxout": {"output", "gradient of input", "second derivative"},
+    "group_norm": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
+    "instance_norm": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
+    "local_response_norm": {"output", "gradient of input", "second derivative"},
     "lstm_cell": {
         "h", "c", "second derivative",
         *(f"gradient of {name}" for name in ("input", "hx", "cx", "w_ih", "w_hh", "b_ih", "b_hh")),
@@ -265,7 +269,7 @@ def test_random_cases_come_from_the_seed(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "conv3d"], "unknown op 'conv3d': choose from conv2d, max_pool2d, batch_norm, lstm_cell"),
+        (["--op", "conv3d"], "unknown op 'conv3d': choose from conv2d, max_pool2d, maxout, batch_norm, group_norm"),
         (["--dtype", "int8"], "unknown dtype 'int8': choose from float64, float32, bfloat16, float16"),
         (["--layout", "nhwc"], "unknown layout 'nhwc': choose from contiguous, channels_last, sliced"),
         (["--device", "tpu"], "unknown device 'tpu': choose cpu, cuda, cuda:N or emulated"),
@@ -314,7 +318,7 @@ def test_help(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["check", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
-    for words in ("--random-case SEED:INDEX", "conv2d, max_pool2d, batch_norm, lstm_cell", "Exit status: 0 passed; 1"):
+    for words in ("--random-case SEED:INDEX", "conv2d, max_pool2d, maxout, batch_norm", "Exit status: 0 passed; 1"):
         assert words in printed
     assert "--plant" not in printed
 

@@ -46,22 +46,44 @@ COMPILED_USERS = {"fastnn/_backend.py", "fastnn/testing/emulation.py"}
 BACKEND_USERS = {
     "fastnn/__init__.py",
     "fastnn/functional.py",
+    "fastnn/_activation.py",
+    "fastnn/_normalisation.py",
     "fastnn/_recurrent.py",
     "fastnn/_cache.py",
     "fastnn/_info.py",
 }
-OPS_USERS = {"fastnn/functional.py", "fastnn/_recurrent.py", "fastnn/_vmap.py", "fastnn/_fused.py"}
+OPS_USERS = {
+    "fastnn/functional.py",
+    "fastnn/_activation.py",
+    "fastnn/_normalisation.py",
+    "fastnn/_recurrent.py",
+    "fastnn/_sync_batch_norm.py",
+    "fastnn/_vmap.py",
+    "fastnn/_vmap_normalisation.py",
+    "fastnn/_fused.py",
+}
 # Modules of the package that a file may import, by its place; the longest matching place counts.
 IMPORTS = {
     "fastnn/_version.py": (),
     "fastnn/_backend.py": ("fastnn._C",),
     "fastnn/_cache.py": ("fastnn._backend", "fastnn._version"),
     "fastnn/_fake.py": (),
+    "fastnn/_fake_normalisation.py": ("fastnn._fake",),
     "fastnn/_fake_recurrence.py": ("fastnn._fake",),
     "fastnn/_vmap.py": (),
+    "fastnn/_vmap_normalisation.py": ("fastnn._vmap",),
     "fastnn/_info.py": ("fastnn._backend", "fastnn._version"),
+    "fastnn/_activation.py": ("fastnn._backend",),
+    "fastnn/_normalisation.py": ("fastnn._backend",),
+    "fastnn/_sync_batch_norm.py": (),
     "fastnn/_recurrent.py": ("fastnn._backend",),
-    "fastnn/functional.py": ("fastnn._backend", "fastnn._recurrent"),
+    "fastnn/functional.py": (
+        "fastnn._activation",
+        "fastnn._backend",
+        "fastnn._normalisation",
+        "fastnn._recurrent",
+        "fastnn._sync_batch_norm",
+    ),
     "fastnn/nn/": ("fastnn.functional", "fastnn.nn"),
     "fastnn/convert.py": ("fastnn.functional", "fastnn.nn"),
     "fastnn/_fused.py": ("fastnn.functional", "fastnn.nn"),

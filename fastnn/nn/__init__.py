@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn
 
 from fastnn import functional
+from fastnn.nn.activation import Maxout
 from fastnn.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -34,9 +35,20 @@ from fastnn.nn.batchnorm import (
     LazyBatchNorm3d,
 )
 from fastnn.nn.conv import Conv2d, LazyConv2d
+from fastnn.nn.normalisation import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LocalResponseNorm,
+)
 from fastnn.nn.pooling import MaxPool2d
 from fastnn.nn.rnn import GRU, LSTM, MUT1, MUT2, MUT3, RNN
 from fastnn.nn.rnn_cell import GRUCell, LSTMCell, MUT1Cell, MUT2Cell, MUT3Cell, RNNCell
+from fastnn.nn.sync_batchnorm import SyncBatchNorm
 
 if TYPE_CHECKING:
     from torch.nn import *  # noqa: F403 - what falls through, for type checkers
@@ -48,15 +60,24 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     Conv2d,
     GRU,
     GRUCell,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
     LSTM,
     LSTMCell,
     LazyBatchNorm1d,
     LazyBatchNorm2d,
     LazyBatchNorm3d,
     LazyConv2d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LocalResponseNorm,
     MaxPool2d,
     RNN,
     RNNCell,
+    SyncBatchNorm,
 )
 """The layers that are fastnn's own; each has the name of the torch layer that it stands in for."""
 
@@ -73,6 +94,7 @@ ADDED: tuple[type[torch.nn.Module], ...] = (
     MUT2Cell,
     MUT3,
     MUT3Cell,
+    Maxout,
 )
 """Layers that torch has not."""
 
@@ -89,7 +111,20 @@ class _TorchSubmodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
 
     _prefix = __name__ + "."
-    _own = frozenset({"batchnorm", "conv", "pooling", "recurrent", "recurrent_options", "rnn", "rnn_cell"})
+    _own = frozenset(
+        {
+            "activation",
+            "batchnorm",
+            "conv",
+            "normalisation",
+            "pooling",
+            "recurrent",
+            "recurrent_options",
+            "rnn",
+            "rnn_cell",
+            "sync_batchnorm",
+        }
+    )
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
