@@ -252,6 +252,12 @@ def _batch_norm_forward(
     )
 
 
+@register_fake("fastnn::batch_norm_statistics")
+def _batch_norm_statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+    channels, dtype = (input.shape[1],), _accumulation_type(input.dtype)
+    return _empty(channels, input, dtype=dtype), _empty(channels, input, dtype=dtype)
+
+
 @register_fake("fastnn::batch_norm_backward")
 def _batch_norm_backward(
     grad_output: Tensor,

@@ -44,10 +44,21 @@ def _out_of(tensor: Tensor, dim: int, size: int) -> Tensor:
     return tensor.unflatten(dim, (size, tensor.shape[dim] // size))
 
 
-# The ops that users call are made of the others. Under vmap torch would run such an op whole, by its looping
-# fallback, unless told to take it apart.
 _library = torch.library.Library("fastnn", "IMPL")
-for _name in (
+
+
+def decompose_under_vmap(*names: str) -> None:
+    """Says of ops that users call, and that are made of others, that vmap is to take them apart.
+
+    Torch would run such an op whole, by its looping fallback.
+    """
+    for name in names:
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.fastnn, packet), overload or "default")
+        _library.impl(name, op.decompose, "FuncTorchBatchedDecomposition")
+
+
+decompose_under_vmap(
     "conv1d",
     "conv1d.padding",
     "conv2d",
@@ -61,14 +72,12 @@ for _name in (
     "locally_connected2d",
     "max_pool2d",
     "max_pool2d_with_indices",
+    "maxout",
     "batch_norm",
     "batch_norm_act",
     "lstm_cell",
     "recurrence",
-):
-    _packet, _, _overload = _name.partition(".")
-    _op = getattr(getattr(torch.ops.fastnn, _packet), _overload or "default")
-    _library.impl(_name, _op.decompose, "FuncTorchBatchedDecomposition")
+)
 
 
 # ---- convolution --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ _FASTNN_OF: dict[type[Module], type[Module]] = {getattr(torch.nn, cls.__name__):
 _TORCH_OF: dict[type[Module], type[Module]] = {fastnn_cls: torch_cls for torch_cls, fastnn_cls in _FASTNN_OF.items()}
 
 # The methods that compute a layer's output. A subclass that has its own is not what fastnn implements.
-_COMPUTING = ("forward", "_conv_forward")
+_COMPUTING = ("forward", "_conv_forward", "_apply_instance_norm")
 _DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 # Where a class made by _converted_subclass keeps the class that it was made from.
 _ORIGINAL = "_fastnn_converted_from"
@@ -166,7 +166,20 @@ def _check_module(function: str, model: object) -> None:
 # ---- public functions ---------------------------------------------------------------------------------------
 
 
-def convert(model: ModuleT, *, copy: bool = False) -> ModuleT:
+def _synchronise(module: Module, process_group: Any) -> None:
+    """Makes a batch norm, already fastnn's, one over several processes: the same state, and the group."""
+    cls = _layer_class(module)
+    if cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        module.process_group = process_group
+        _set_layer_class(module, nn.SyncBatchNorm)
+    elif isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        raise ValueError(
+            f"convert: {cls.__name__} cannot be made a SyncBatchNorm: a lazy layer must have seen an input, one with "
+            "an activation be unfused, and a class of somebody else's has its own ways"
+        )
+
+
+def convert(model: ModuleT, *, copy: bool = False, sync_batchnorm: bool = False, process_group: Any = None) -> ModuleT:
     """Replaces each layer of a model that fastnn implements by fastnn's.
 
     In place: the layers stay the same objects, with the same parameters, buffers, hooks, names, training flag
@@ -181,12 +194,16 @@ def convert(model: ModuleT, *, copy: bool = False) -> ModuleT:
     Args:
         model: the model; it may itself be such a layer.
         copy: convert a deep copy instead, and leave ``model`` as it is.
+        sync_batchnorm: make each batch norm a :class:`fastnn.nn.SyncBatchNorm`, whose statistics are those of the
+            batches of all processes. :func:`revert` makes torch's of them.
+        process_group: theirs, of ``torch.distributed``; None for that of all processes.
 
     Returns:
         The model, or the copy.
 
     Raises:
         TypeError: when ``model`` is not a ``torch.nn.Module``.
+        ValueError: for a batch norm that cannot be synchronised, where ``sync_batchnorm``.
     """
     _check_module("convert", model)
     if copy:
@@ -195,6 +212,9 @@ def convert(model: ModuleT, *, copy: bool = False) -> ModuleT:
         target = _judge(module).target
         if target is not None:
             _set_layer_class(module, target)
+    if sync_batchnorm:
+        for module in model.modules():
+            _synchronise(module, process_group)
     return model
 
 

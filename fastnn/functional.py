@@ -3,8 +3,9 @@
 Nothing is computed here. Each function calls the op of the same name: through pybind11, which costs 2.6 us a
 call on tiny tensors where ``torch.ops`` costs 3.5 us; or through ``torch.ops`` where the call must be seen as
 an op: while Dynamo traces, and for arguments or modes that override torch functions (an FX proxy, a tensor
-subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms. The
-convolutions stand in ``fastnn/_convolution.py``, the recurrent functions in ``fastnn/_recurrent.py``.
+subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms. Convolutions stand
+in ``fastnn/_convolution.py``, recurrent functions in ``fastnn/_recurrent.py``, norms other than batch norm in
+``fastnn/_normalisation.py``, activations in ``fastnn/_activation.py``.
 
 Types: float64, float32, bfloat16 and float16; the last two accumulate in float32. Layouts: contiguous and
 ``channels_last`` are both native, and the output keeps the input's; other strides work. Devices: CPU, and CUDA
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
+from fastnn._activation import maxout
 from fastnn._backend import _C
 from fastnn._convolution import (
     conv1d,
@@ -33,8 +35,10 @@ from fastnn._convolution import (
     locally_connected1d,
     locally_connected2d,
 )
+from fastnn._normalisation import group_norm, instance_norm, local_response_norm
 from fastnn._recurrent import GATE_ACTIVATIONS as GATE_ACTIVATIONS
 from fastnn._recurrent import gru, gru_cell, lstm, lstm_cell, mut, mut_cell, rnn, rnn_cell
+from fastnn._sync_batch_norm import sync_batch_norm
 
 if TYPE_CHECKING:
     from torch.nn.functional import *  # noqa: F403 - what falls through, for type checkers
@@ -50,18 +54,23 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "group_norm",
     "gru",
     "gru_cell",
+    "instance_norm",
+    "local_response_norm",
     "locally_connected1d",
     "locally_connected2d",
     "lstm",
     "lstm_cell",
     "max_pool2d",
     "max_pool2d_with_indices",
+    "maxout",
     "mut",
     "mut_cell",
     "rnn",
     "rnn_cell",
+    "sync_batch_norm",
 ]
 
 

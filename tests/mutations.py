@@ -67,6 +67,7 @@ class Mutation:
 POOL, NORM, CELL, CONV = "test_max_pool2d.py", "test_batch_norm.py", "test_lstm_cell.py", "test_conv2d.py"
 LAYERS, VARIANTS = "test_recurrent_layers.py", "test_recurrent_variants.py"
 RECURRENCE = "test_recurrence_kernels.py"
+GROUP, RESPONSE = "test_group_norm.py", "test_local_response_norm.py"
 GEMM = "csrc/cuda/conv_implicit_gemm.cuh"
 VALUES = "emulated and test_values_and_gradients and float32"
 HOPPER = "emulated and test_hopper and bfloat16 and not three and not sample"
@@ -889,6 +890,86 @@ MUTATIONS = (
         EMULATOR,
         "test_conv_grad_bias.py",
         "emulated and test_integers",
+    ),
+    Mutation(
+        "response_norm_turned_window",
+        "backward adds up the channels in a channel's window, not those in whose windows it is",
+        "csrc/cpu/local_response_norm.cpp",
+        "const int64_t first = std::max<int64_t>(0, c - after_), last = std::min(C_ - 1, c + before_);",
+        "const int64_t first = std::max<int64_t>(0, c - before_), last = std::min(C_ - 1, c + after_);",
+        EXTENSION,
+        RESPONSE,
+        "cpu and test_values_and_gradients and float32",
+    ),
+    Mutation(
+        "response_norm_slope",
+        "the second derivative forgets that a power's slope has another exponent",
+        "csrc/ops/local_response_norm_math.h",
+        "M::number(p.beta + acc_t(1)) * x * u / s",
+        "M::number(p.beta) * x * u / s",
+        EXTENSION,
+        RESPONSE,
+        "cpu and test_second_derivatives and float64",
+    ),
+    Mutation(
+        "response_norm_halo",
+        "a tile begins its terms at the first channel whose window it is in, as if windows were symmetric",
+        "csrc/cuda/local_response_norm.cu",
+        "across && c_begin > t.after ? c_begin - t.after",
+        "across && c_begin > t.before ? c_begin - t.before + 1",
+        EMULATOR,
+        RESPONSE,
+        "emulated and test_values_and_gradients and float32",
+    ),
+    Mutation(
+        "group_norm_apart",
+        "the variance of a group is the mean of its channels' variances",
+        "csrc/cpu/group_norm.cpp",
+        "squares += m2[c] + (merged > 1 ? apart * apart * (values / static_cast<double>(merged)) : 0);",
+        "squares += m2[c];",
+        EXTENSION,
+        GROUP,
+        "cpu and test_values_and_gradients and channels_last and float32",
+    ),
+    Mutation(
+        "group_norm_weight",
+        "every group's sums take the first group's weights",
+        "csrc/cuda/group_norm.cu",
+        "weight.get(group % G * K + k, 1)",
+        "weight.get(k, 1)",
+        EMULATOR,
+        GROUP,
+        "emulated and test_values_and_gradients and float32",
+    ),
+    Mutation(
+        "group_norm_sample",
+        "with channels last every sample's values are the first one's",
+        "csrc/cuda/channels_two_pass.cuh",
+        "[&](int) { return begin + r * C + c; }",
+        "[&](int) { return r * C + c; }",
+        EMULATOR,
+        GROUP,
+        "emulated and test_values_and_gradients and float32",
+    ),
+    Mutation(
+        "maxout_pieces",
+        "pieces lie one behind the other where they should be apart",
+        "csrc/bindings/maxout.cpp",
+        "pieces_first ? std::vector<SymInt>{N, 1, pieces, C * S}",
+        "pieces_first ? std::vector<SymInt>{N, 1, channels, S}",
+        EXTENSION,
+        "test_maxout.py",
+        "cpu and test_values_and_gradients and float32",
+    ),
+    Mutation(
+        "sync_batch_norm_apart",
+        "the variance over processes is the mean of theirs",
+        "fastnn/_sync_batch_norm.py",
+        "(variances + (means - mean).square())",
+        "variances",
+        EXTENSION,
+        "test_sync_batch_norm.py",
+        "two_processes",
     ),
 )
 

@@ -32,6 +32,10 @@ DIRECTIONS = {
         "output", "gradient of input", "gradient of weight", "gradient of bias", "running_mean", "running_var",
         "second derivative",
     },
+    "maxout": {"output", "gradient of input", "second derivative"},
+    "group_norm": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
+    "instance_norm": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
+    "local_response_norm": {"output", "gradient of input", "second derivative"},
     "lstm_cell": {
         "h", "c", "second derivative",
         *(f"gradient of {name}" for name in ("input", "hx", "cx", "w_ih", "w_hh", "b_ih", "b_hh")),

@@ -112,6 +112,40 @@ def recurrence_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     return calls
 
 
+def sample_norm_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Group, instance and local response normalisation, and the ops beneath them."""
+    image, direction, w = t(2, 6, 5, 4), t(2, 6, 5, 4, grad=False), t(6)
+    mean, invstd = t(2, 3, grad=False), t(2, 3, grad=False).abs() + 0.5
+    running = (t(6, grad=False), t(6, grad=False).abs())
+    response, masks = (3, 0.5, 0.75, 1.0), [True, True, True]
+    return {
+        "local_response_norm": (ops.local_response_norm.default, (image, *response)),
+        "local_response_norm-channels_last": (ops.local_response_norm.default, (channels_last(image), *response)),
+        "local_response_norm_backward": (ops.local_response_norm_backward.default, (t(2, 6, 5, 4), image, *response)),
+        "local_response_norm_double_backward": (
+            ops.local_response_norm_double_backward.default,
+            (direction, direction, image.detach(), *response, [True, True]),
+        ),
+        "local_response_norm_double_backward-masked": (
+            ops.local_response_norm_double_backward.default,
+            (direction, None, image.detach(), *response, [True, False]),
+        ),
+        "group_norm": (ops.group_norm.default, (image, 3, w, None)),
+        "group_norm-channels_last": (ops.group_norm.default, (channels_last(image), 2, w, t(6))),
+        "instance_norm": (ops.instance_norm.default, (image, *running, w, None, True, 0.1, 1e-5)),
+        "instance_norm-eval": (ops.instance_norm.default, (image, *running, w, t(6), False, 0.1, 1e-5)),
+        "group_norm_forward": (ops.group_norm_forward.default, (image, w, None, None, None, 3, 0.1, 1e-5)),
+        "group_norm_backward": (
+            ops.group_norm_backward.default,
+            (t(2, 6, 5, 4), image, w, mean, invstd, 3, masks),
+        ),
+        "group_norm_backward-masked": (
+            ops.group_norm_backward.default,
+            (t(2, 6, 5, 4), image, None, mean, invstd, 3, [False, True, False]),
+        ),
+    }
+
+
 def dispatcher_calls() -> list[Any]:
     x, w, b, g = t(2, 4, 6, 5), t(6, 2, 3, 2), t(6), t(2, 6, 4, 4)
     image = t(2, 3, 6, 4)
@@ -262,6 +296,10 @@ def dispatcher_calls() -> list[Any]:
                 [True, True, False],
             ),
         ),
+        "batch_norm_statistics": (ops.batch_norm_statistics.default, (image.detach(),)),
+        "maxout": (ops.maxout.default, (t(2, 6, 5, 4), 3)),
+        "maxout-channels_last": (ops.maxout.default, (channels_last(t(2, 6, 5, 4)), 3, True)),
+        **sample_norm_calls(),
         **recurrence_calls(),
         "lstm_cell": (ops.lstm_cell.default, (t(2, 5), hidden, t(2, 3), t(12, 5), t(12, 3), bias, None)),
         "lstm_cell_step": (

@@ -456,6 +456,18 @@ class TestBackwardOps:
         self.raises(ops.batch_norm_double_backward, t(4, 3, 4), None, None, x, x, None, m, m, True, all_three)
         self.raises(ops.batch_norm_double_backward, x, t(4), None, x, x, None, m, m, True, all_three)
 
+    def test_group_norm(self, backend):
+        ops, x, m = torch.ops.fastnn, t(2, 6, 5), t(2, 3)
+        all_three = [True, True, True]
+        ops.group_norm_backward(x, x, None, m, m, 3, all_three)
+        self.raises(ops.group_norm_backward, t(2, 6, 4), x, None, m, m, 3, all_three)
+        self.raises(ops.group_norm_backward, x.double(), x, None, m, m, 3, all_three)
+        self.raises(ops.group_norm_backward, x, x, t(4), m, m, 3, all_three)
+        self.raises(ops.group_norm_backward, x, x, None, t(2, 6), m, 3, all_three)
+        self.raises(ops.group_norm_backward, x, x, None, m, m.double(), 3, all_three)
+        self.raises(ops.group_norm_backward, x, x, None, m, m, 4, all_three)
+        self.raises(ops.group_norm_forward, x, None, None, t(6), None, 3, 0.1, 1e-5)
+
     def test_lstm_cell(self, backend):
         ops, gates, c, b = torch.ops.fastnn, t(2, 16), t(2, 4), t(16)
         ops.lstm_cell_pointwise(gates, b, b, c)

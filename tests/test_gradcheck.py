@@ -57,6 +57,10 @@ def norm_eval(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
     return F.batch_norm(x, mean, mean + 1.5, weight, bias, training=False)
 
 
+def group_affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.group_norm(x, 2, weight, bias)
+
+
 def cell(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     return F.lstm_cell(x, (h, c), *weights)
 
@@ -152,6 +156,13 @@ CHECKS = [
     Check("norm-eval", norm_eval, ((2, 3, 2, 2), (3,), (3,)), quick=True),
     Check("norm-eval-2d", norm_eval, ((4, 3), (3,), (3,))),
     Check("norm-eval-no_affine", norm_eval, ((2, 3, 4),)),
+    Check("group-4d", F.group_norm, ((2, 4, 2, 3),), {"num_groups": 2}, quick=True),
+    Check("group-affine", group_affine, ((2, 4, 3), (4,), (4,))),
+    Check("group-channels_last", group_affine, ((2, 4, 2, 2), (4,), (4,)), layout="channels_last"),
+    Check("instance-3d", F.instance_norm, ((2, 3, 4),)),
+    Check("response-4d", F.local_response_norm, ((2, 5, 2, 2),), {"size": 3, "alpha": 0.5}, quick=True),
+    Check("response-even", F.local_response_norm, ((1, 5, 3),), {"size": 4, "alpha": 0.5, "beta": 0.6}),
+    Check("maxout", F.maxout, ((2, 6, 3),), {"pieces": 3}, quick=True),
     Check("cell-no_bias", cell, CELL),
     Check("cell-bias", cell, (*CELL, (8,), (8,)), quick=True),
     Check("cell-through_h", cell_h, (*CELL, (8,), (8,))),

@@ -7,7 +7,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from op_tester import check_values_and_gradients
 
-from fastnn.testing.cases import BatchNormCase, Conv2dCase, LstmCellCase, MaxPool2dCase
+from fastnn.testing.cases import (
+    BatchNormCase,
+    Conv2dCase,
+    GroupNormCase,
+    LocalResponseNormCase,
+    LstmCellCase,
+    MaxoutCase,
+    MaxPool2dCase,
+)
 from fastnn.testing.reference import pool_out_size
 
 CPU = torch.device("cpu")
@@ -96,6 +104,48 @@ def norm_cases(draw: st.DrawFn) -> BatchNormCase:
 
 
 @st.composite
+def group_cases(draw: st.DrawFn) -> GroupNormCase:
+    groups = draw(small(1, 9))
+    shape = (draw(small(0, 5)), groups * draw(small(1, 9)), *draw(st.lists(small(1, 9), max_size=3)))
+    values = shape[1] // groups
+    for size in shape[2:]:
+        values *= size
+    assume(values * max(shape[0], 1) != 1)
+    return GroupNormCase(
+        id="drawn",
+        shape=shape,
+        groups=groups,
+        affine=draw(st.booleans()),
+        eps=draw(st.floats(1e-6, 1.0)),
+        values=draw(st.sampled_from(["normal", "large_mean"])),
+    )
+
+
+@st.composite
+def response_cases(draw: st.DrawFn) -> LocalResponseNormCase:
+    return LocalResponseNormCase(
+        id="drawn",
+        shape=(draw(small(0, 5)), draw(small(1, 40)), *draw(st.lists(small(1, 9), min_size=1, max_size=3))),
+        size=draw(small(1, 50)),
+        alpha=draw(st.floats(1e-4, 2.0)),
+        beta=draw(st.floats(-1.0, 2.0)),
+        k=draw(st.floats(0.5, 2.0)),
+    )
+
+
+@st.composite
+def maxout_cases(draw: st.DrawFn) -> MaxoutCase:
+    pieces = draw(small(1, 9))
+    return MaxoutCase(
+        id="drawn",
+        shape=(draw(small(0, 5)), pieces * draw(small(1, 9)), *draw(st.lists(small(1, 9), max_size=3))),
+        pieces=pieces,
+        pieces_first=draw(st.booleans()),
+        values=draw(st.sampled_from(["normal", "ties", "nonfinite"])),
+    )
+
+
+@st.composite
 def cell_cases(draw: st.DrawFn) -> LstmCellCase:
     return LstmCellCase(
         id="drawn",
@@ -124,4 +174,19 @@ def test_batch_norm(case, dtype, layout):
 
 @given(cell_cases(), DTYPES, LAYOUTS)
 def test_lstm_cell(case, dtype, layout):
+    check_values_and_gradients(case, dtype, layout, CPU)
+
+
+@given(group_cases(), DTYPES, LAYOUTS)
+def test_group_norm(case, dtype, layout):
+    check_values_and_gradients(case, dtype, layout, CPU)
+
+
+@given(response_cases(), DTYPES, LAYOUTS)
+def test_local_response_norm(case, dtype, layout):
+    check_values_and_gradients(case, dtype, layout, CPU)
+
+
+@given(maxout_cases(), DTYPES, LAYOUTS)
+def test_maxout(case, dtype, layout):
     check_values_and_gradients(case, dtype, layout, CPU)

@@ -55,6 +55,7 @@ class Layer:
         return f"{self.name} {self.variant}".strip()
 
 
+WITHOUT_PARAMETERS = ("MaxPool2d", "LocalResponseNorm")
 WHOLE_SEQUENCES = ("LSTM", "GRU", "RNN")
 # Dynamo refuses every subclass of torch's recurrent layers, unless told not to.
 ALLOW_RNN = torch._dynamo.config.patch(allow_rnn=True)
@@ -76,6 +77,12 @@ LAYERS = [
     Layer("BatchNorm2d", (4,), {"affine": False}, IMAGE, "no affine"),
     Layer("BatchNorm2d", (4,), {"track_running_stats": False}, IMAGE, "no statistics"),
     Layer("BatchNorm3d", (4,), {"momentum": 0.3, "eps": 1e-3}, ((2, 4, 3, 2, 3),)),
+    Layer("GroupNorm", (2, 4), {}, IMAGE),
+    Layer("InstanceNorm1d", (4,), {"affine": True}, ((2, 4, 5),)),
+    Layer("InstanceNorm2d", (4,), {"affine": True, "track_running_stats": True}, IMAGE),
+    Layer("InstanceNorm2d", (4,), {}, ((4, 7, 6),), "unbatched"),
+    Layer("InstanceNorm3d", (4,), {}, ((2, 4, 3, 2, 3),)),
+    Layer("LocalResponseNorm", (3,), {"alpha": 0.5}, IMAGE),
     Layer("LSTM", (4, 5), {"num_layers": 2, "bidirectional": True}, ((6, 3, 4),)),
     Layer("LSTMCell", (4, 5), {}, ((3, 4), (3, 5), (3, 5))),
     Layer("LSTMCell", (4, 5), {"bias": False}, ((3, 4), (3, 5), (3, 5)), "no bias"),
@@ -96,7 +103,8 @@ LAYERS = [
     Layer("ConvTranspose3d", (4, 6, 2), {"stride": (1, 2, 2)}, ((1, 4, 2, 3, 4),)),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.id)
-ONE_OF_EACH = [LAYERS[0], LAYERS[6], LAYERS[11], LAYERS[16], LAYERS[21], LAYERS[31]]
+NAMES = ("Conv2d", "ConvTranspose2d", "MaxPool2d", "BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LocalResponseNorm")
+ONE_OF_EACH = [next(layer for layer in LAYERS if layer.name == name) for name in (*NAMES, "LSTM", "GRU")]
 one_of_each = pytest.mark.parametrize("layer", ONE_OF_EACH, ids=lambda layer: layer.id)
 
 
@@ -129,7 +137,7 @@ def test_state_dicts_are_interchangeable(layer: Layer):
 
 @every_layer
 def test_values_gradients_and_buffers_are_torch_s(layer: Layer):
-    stock, ours = layer.pair(**{} if layer.name == "MaxPool2d" else {"dtype": torch.float64})
+    stock, ours = layer.pair(**{} if layer.name in WITHOUT_PARAMETERS else {"dtype": torch.float64})
     inputs = layer.inputs(torch.float64)
     for _ in range(2):  # twice, so that the running statistics have moved from where they began
         torch.testing.assert_close(loss_gradients(layer, ours, inputs), loss_gradients(layer, stock, inputs))

@@ -35,6 +35,26 @@ Three batch_norm_forward(const at::Tensor& input, const OptionalTensor& weight, 
   return {r.output, r.mean, r.invstd};
 }
 
+// Of the batch, for who combines it with those of others: mean and 1 / sqrt(variance) by channel.
+std::tuple<at::Tensor, at::Tensor> batch_norm_statistics(const at::Tensor& input) {
+  static constexpr const char* kOp = "batch_norm_statistics";
+  const BatchNormForm form(kOp, input);
+  BatchNormForwardParams p{};
+  p.dtype = p.param_dtype = dtype_of(kOp, "input", input);
+  p.shape = form.shape;
+  p.training = true;
+  BackendCall call(input);
+  const auto by_channel = input.options().dtype(acc_scalar_type(input.scalar_type()));
+  at::Tensor mean = at::empty({form.C}, by_channel), invstd = at::empty({form.C}, by_channel);
+  if (input.numel() == 0) return {mean.zero_(), invstd.zero_()};
+  const at::Tensor x = input.contiguous(form.format);
+  p.x = call.data(x);
+  p.mean = call.output(mean);
+  p.invstd = call.output(invstd);
+  call(&Backend::batch_norm_forward, &Backend::batch_norm_forward_workspace, p);
+  return {mean, invstd};
+}
+
 Three batch_norm_backward(const at::Tensor& grad_output, const at::Tensor& input, const OptionalTensor& weight,
                           const at::Tensor& mean, const at::Tensor& invstd, bool training,
                           std::array<bool, 3> output_mask) {
@@ -271,6 +291,7 @@ at::Tensor batch_norm(const at::Tensor& input, const OptionalTensor& weight, con
 
 void register_kernels(torch::Library& m) {
   m.impl("batch_norm_forward", batch_norm_forward);
+  m.impl("batch_norm_statistics", batch_norm_statistics);
   m.impl("batch_norm_backward", batch_norm_backward);
   m.impl("batch_norm_double_backward", batch_norm_double_backward);
 }
@@ -290,6 +311,7 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "batch_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, bool training, float? momentum, float eps, "
       "bool skip_nonfinite_stats=False) -> (Tensor output, Tensor mean, Tensor invstd)");
+  m.def("batch_norm_statistics(Tensor input) -> (Tensor mean, Tensor invstd)");
   m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, "
       "bool training, bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");

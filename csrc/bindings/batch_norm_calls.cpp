@@ -2,19 +2,6 @@
 
 namespace fastnn::bindings {
 
-BatchNormForm::BatchNormForm(const char* op, const at::Tensor& x) {
-  TORCH_CHECK_INDEX(x.dim() >= 2, op, ": expected input with 2 or more dimensions [N, C, ...], got shape ",
-                    x.sizes());
-  const bool channels_last = suggests_channels_last(x);
-  shape.N = x.size(0);
-  shape.C = x.size(1);
-  shape.S = 1;
-  for (const int64_t size : x.sizes().slice(2)) shape.S *= size;
-  // Rows of a 2-D input are dense in C, as in channels_last.
-  shape.layout = channels_last || x.dim() == 2 ? Layout::kChannelsLast : Layout::kChannelsFirst;
-  format = memory_format(channels_last, x.dim());
-}
-
 // Checks one of the [C] tensors.
 static void check_param(const char* op, const char* name, const OptionalTensor& t, const at::Tensor& x) {
   if (!t.has_value()) return;
@@ -55,12 +42,6 @@ void check_statistics(const char* op, const at::Tensor& x,
                 acc_scalar_type(x.scalar_type()), " on ", x.device(), ", got ", t.sizes(), " of ",
                 t.scalar_type(), " on ", t.device());
   }
-}
-
-void check_like_input(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x) {
-  TORCH_CHECK(t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type() && t.device() == x.device(), op,
-              ": ", name, " must be like input, ", x.scalar_type(), " ", x.sizes(), " on ", x.device(),
-              ", got ", t.scalar_type(), " ", t.sizes(), " on ", t.device());
 }
 
 at::TensorOptions param_options(const at::Tensor& x, const OptionalTensor& weight) {

@@ -13,15 +13,10 @@
 
 namespace fastnn::bindings {
 
-// Layout and sizes of x, and the format in which the kernels take it.
-struct BatchNormForm {
+struct BatchNormForm : ActivationForm {
   BatchNormShape shape;
-  at::MemoryFormat format;
 
-  BatchNormForm(const char* op, const at::Tensor& x);
-  at::Tensor empty_like(const at::Tensor& x) const {
-    return at::empty(x.sizes(), x.options().memory_format(format));
-  }
+  BatchNormForm(const char* op, const at::Tensor& x) : ActivationForm(op, x), shape{layout, N, C, S} {}
 };
 
 // The dtype of the [C] tensors: they must agree.
@@ -34,8 +29,6 @@ at::TensorOptions param_options(const at::Tensor& x, const OptionalTensor& weigh
 // Checks values by channel that a forward returned.
 void check_statistics(const char* op, const at::Tensor& x,
                       std::initializer_list<std::pair<const char*, const at::Tensor&>> values);
-
-void check_like_input(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x);
 
 inline OptionalTensor dense(const OptionalTensor& t) { return t.has_value() ? some(t->contiguous()) : t; }
 

@@ -11,8 +11,11 @@ PYBIND11_MODULE(_C, m) {
   export_conv_transpose(m);
   export_locally_connected(m);
   export_max_pool(m);
+  export_maxout(m);
   export_batch_norm(m);
   export_batch_norm_act(m);
+  export_group_norm(m);
+  export_local_response_norm(m);
   export_lstm_cell(m);
 
   m.def("cpu_capability", &fastnn::cpu::capability, "Instruction set of the CPU kernels in use.");

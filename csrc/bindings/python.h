@@ -16,9 +16,12 @@ struct IntList : c10::SmallVector<int64_t, 3> {
 void export_conv(pybind11::module_& m);
 void export_conv_transpose(pybind11::module_& m);
 void export_locally_connected(pybind11::module_& m);
+void export_maxout(pybind11::module_& m);
 void export_max_pool(pybind11::module_& m);
 void export_batch_norm(pybind11::module_& m);
 void export_batch_norm_act(pybind11::module_& m);
+void export_group_norm(pybind11::module_& m);
+void export_local_response_norm(pybind11::module_& m);
 void export_lstm_cell(pybind11::module_& m);
 
 }  // namespace fastnn::bindings

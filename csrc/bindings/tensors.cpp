@@ -1,5 +1,6 @@
 #include "tensors.h"
 
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 namespace fastnn::bindings {
@@ -30,6 +31,29 @@ at::MemoryFormat memory_format(bool channels_last, int64_t dim) {
 bool suggests_channels_last(const at::Tensor& t) {
   if (t.dim() != 4 && t.dim() != 5) return false;
   return t.suggest_memory_format() == memory_format(true, t.dim());
+}
+
+ActivationForm::ActivationForm(const char* op, const at::Tensor& x) {
+  TORCH_CHECK_INDEX(x.dim() >= 2, op, ": expected input with 2 or more dimensions [N, C, ...], got shape ",
+                    x.sizes());
+  const bool channels_last = suggests_channels_last(x);
+  N = x.size(0);
+  C = x.size(1);
+  S = 1;
+  for (const int64_t size : x.sizes().slice(2)) S *= size;
+  // Rows of a 2-D input are dense in C, as in channels_last.
+  layout = channels_last || x.dim() == 2 ? Layout::kChannelsLast : Layout::kChannelsFirst;
+  format = memory_format(channels_last, x.dim());
+}
+
+at::Tensor ActivationForm::empty_like(const at::Tensor& x) const {
+  return at::empty(x.sizes(), x.options().memory_format(format));
+}
+
+void check_like_input(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x) {
+  TORCH_CHECK(t.sizes() == x.sizes() && t.scalar_type() == x.scalar_type() && t.device() == x.device(), op,
+              ": ", name, " must be like input, ", x.scalar_type(), " ", x.sizes(), " on ", x.device(),
+              ", got ", t.scalar_type(), " ", t.sizes(), " on ", t.device());
 }
 
 void fill_strides(const at::Tensor& t, ConvStrides& strides) {

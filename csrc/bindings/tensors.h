@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "../ops/conv.h"
+#include "../ops/dtype.h"
 
 namespace fastnn::bindings {
 
@@ -18,6 +19,19 @@ at::MemoryFormat memory_format(bool channels_last, int64_t dim);
 
 // Whether torch would keep the output of an op on this tensor in channels_last.
 bool suggests_channels_last(const at::Tensor& t);
+
+// An activation [N, C, spatial...] as kernels take it that know no more of its positions than their number:
+// dense, in channels_last or contiguous memory.
+struct ActivationForm {
+  Layout layout;
+  int64_t N, C, S;  // S: product of the spatial sizes
+  at::MemoryFormat format;
+
+  ActivationForm(const char* op, const at::Tensor& x);
+  at::Tensor empty_like(const at::Tensor& x) const;
+};
+
+void check_like_input(const char* op, const char* name, const at::Tensor& t, const at::Tensor& x);
 
 // The strides of [N, C, spatial...] with missing leading spatial dimensions of size 1 put in.
 void fill_strides(const at::Tensor& t, ConvStrides& strides);

@@ -38,19 +38,6 @@ struct SumsOp {
   __device__ __forceinline__ Partial partial(const State& state, int64_t) const { return state; }
 };
 
-// Adds sum(gy), sum(gy * xhat) of values gy, x, ...
-template <typename acc_t, int kInputs, int kCount>
-__device__ __forceinline__ void add_gradients(Sums<acc_t, 2>& sums, const Normaliser<acc_t>& channel,
-                                              const acc_t (&values)[kInputs][kCount]) {
-  Sums<acc_t, 2> chunk{};
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) {
-    chunk.v[0] += values[0][k];
-    chunk.v[1] += values[0][k] * channel.xhat(values[1][k]);
-  }
-  sums = combine(sums, chunk);
-}
-
 template <typename scalar_t>
 struct BackwardSums : SumsOp<scalar_t, 2, 2> {
   using acc_t = acc_type<scalar_t>;

@@ -64,6 +64,19 @@ struct Normaliser {
   __device__ __forceinline__ acc_t xhat(acc_t x) const { return (x - mean) * invstd; }
 };
 
+// Adds sum(gy), sum(gy * xhat) of values gy, x, ...
+template <typename acc_t, int kInputs, int kCount>
+__device__ __forceinline__ void add_gradients(Sums<acc_t, 2>& sums, const Normaliser<acc_t>& channel,
+                                              const acc_t (&values)[kInputs][kCount]) {
+  Sums<acc_t, 2> chunk{};
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    chunk.v[0] += values[0][k];
+    chunk.v[1] += values[0][k] * channel.xhat(values[1][k]);
+  }
+  sums = combine(sums, chunk);
+}
+
 // Mean of a power of two of values by halving: sums of halves cannot overflow, and equal values give
 // themselves.
 template <typename acc_t, int kCount>
@@ -83,14 +96,21 @@ template <typename scalar_t>
 struct Shift {
   using acc_t = acc_type<scalar_t>;
   const scalar_t* x;
-  int64_t stride;  // from one channel's first value to the next one's
+  int64_t stride;     // from one channel's first value to the next one's
+  int64_t C, sample;  // channels of a sample, and from one sample's first value on to the next one's
 
-  Shift(const scalar_t* x_, const ChannelShape& shape) : x(x_), stride(shape.planes ? shape.S : 1) {}
+  Shift(const scalar_t* x_, const ChannelShape& shape)
+      : x(x_),
+        stride(shape.planes ? shape.S : 1),
+        C(shape.samples > 1 ? shape.C : 0),
+        sample(shape.rows() * shape.C) {}
 
   __device__ __forceinline__ static acc_t finite(acc_t first) {
     return first - first == acc_t(0) ? first : acc_t(0);
   }
-  __device__ __forceinline__ acc_t get(int64_t c) const { return finite(to_acc(x[c * stride])); }
+  __device__ __forceinline__ acc_t get(int64_t c) const {
+    return finite(to_acc(x[C == 0 ? c * stride : c / C * sample + c % C]));
+  }
 };
 
 // Moments of the shifted values.

@@ -5,6 +5,9 @@
 //                       each other)
 //   rows    [rows, C]   a thread owns a vector of channels, whose constants stay in registers, and walks rows
 //
+// Rows may be those of several samples, [samples, rows, C], whose channels are apart: channel c of sample n is channel
+// n * C + c to the ops. (With planes those are N * C channels of one image.)
+//
 // channels_two_pass.cuh reads the tensors twice, once for the reduction and once for the map; channels_held.cuh
 // once, where a channel's elements fit on the chip. Both do the same arithmetic with the same ops.
 //
@@ -51,6 +54,7 @@ namespace fastnn::cuda {
 struct ChannelShape {
   bool planes;
   int64_t N, C, S;
+  int64_t samples = 1;  // with rows; N and S are each one's
 
   ChannelShape(Layout layout, int64_t n, int64_t c, int64_t s)
       : planes(layout == Layout::kChannelsFirst), N(n), C(c), S(s) {
@@ -64,8 +68,9 @@ struct ChannelShape {
     }
   }
 
-  int64_t rows() const { return N * S; }
-  int64_t elements() const { return N * C * S; }
+  int64_t rows() const { return N * S; }  // of a sample
+  int64_t channels() const { return samples * C; }
+  int64_t elements() const { return samples * N * C * S; }
   bool vectors_fit(int size) const { return (planes ? S : C) % size == 0; }
 };
 

@@ -98,7 +98,7 @@ inline constexpr int kStagedNumbers =
 // Constants of the block's tile of channels, through shared memory into the threads that need them. Every
 // thread takes part.
 template <int kVec, typename Op>
-__device__ __forceinline__ void stage_channels(const Op& op, int64_t C,
+__device__ __forceinline__ void stage_channels(const Op& op, int64_t C, int64_t sample,
                                                StagedNumbers<typename Op::acc_t>* memory,
                                                typename Op::Channel (&channel)[kVec]) {
   if constexpr (std::is_empty_v<typename Op::Channel>) return;
@@ -107,7 +107,7 @@ __device__ __forceinline__ void stage_channels(const Op& op, int64_t C,
   const int width = staged.columns * kVec, column = static_cast<int>(threadIdx.x);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * width;
   for (int i = thread_in_block(); i < width && first + i < C; i += kColumnThreads) {
-    staged.set(i, op.channel(first + i));
+    staged.set(i, op.channel(sample * C + first + i));
   }
   __syncthreads();
   if (first + column * kVec >= C) return;
@@ -122,15 +122,16 @@ __device__ __forceinline__ void stage_channels(const Op& op, int64_t C,
 
 template <typename Op, int kVec, typename Finish>
 __global__ void __launch_bounds__(kColumnThreads, 1)
-    reduce_rows_kernel(Op op, Finish finish, int64_t rows, int64_t C, bool aligned,
+    reduce_rows_kernel(Op op, Finish finish, int64_t rows, int64_t C, int64_t first_sample, bool aligned,
                        ColumnArrays<typename Op::Partial> partials) {
   constexpr int kUnroll = kReduceUnroll<Op, kVec>;
   FASTNN_SHARED(typename Op::Partial, scratch, kColumnThreads);
   constexpr int kStaged = kStagedNumbers<Op, kVec>;
   FASTNN_SHARED(StagedNumbers<typename Op::acc_t>, staged, kStaged);
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
+  const int64_t sample = first_sample + blockIdx.z, begin = sample * rows * C;
   typename Op::Channel channel[kVec];
-  stage_channels(op, C, staged, channel);
+  stage_channels(op, C, sample, staged, channel);
 
   typename Op::State state[kVec]{};
   int64_t seen = 0;
@@ -139,11 +140,11 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
     int64_t r = static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y;
     for (; r + (kUnroll - 1) * stride < rows; r += kUnroll * stride) {
       add_from_memory<kVec, kUnroll>(
-          op, aligned, [&](int u) { return (r + u * stride) * C + c; }, seen, channel, state);
+          op, aligned, [&](int u) { return begin + (r + u * stride) * C + c; }, seen, channel, state);
       seen += kUnroll;
     }
     for (; r < rows; r += stride) {
-      add_from_memory<kVec, 1>(op, aligned, [&](int) { return r * C + c; }, seen, channel, state);
+      add_from_memory<kVec, 1>(op, aligned, [&](int) { return begin + r * C + c; }, seen, channel, state);
       ++seen;
     }
   }
@@ -151,7 +152,32 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   typename Op::Partial values[kVec];
 #pragma unroll
   for (int k = 0; k < kVec; ++k) values[k] = op.partial(state[k], seen);
-  finish_columns(values, scratch, finish, partials, C);
+  const ColumnArrays<typename Op::Partial> of_sample{partials.numbers + sample * C, partials.columns};
+  finish_columns(
+      values, scratch, [&](int64_t i, const auto& total) { finish(sample * C + i, total); }, of_sample, C);
+}
+
+// Blocks of one launch along z, which the samples are.
+inline constexpr int64_t kMostSamples = 65535;
+
+inline ColumnPlan plan_rows(const ChannelShape& shape, int vec, int unroll) {
+  ColumnPlan plan = plan_columns(shape.C / vec, shape.rows(), unroll);
+  const int64_t wanted =
+      ceil_div(kTargetBlocks, plan.tiles * shape.samples > 0 ? plan.tiles * shape.samples : 1);
+  if (plan.splits > wanted) plan.splits = wanted;
+  return plan;
+}
+
+// f(first sample, grid) for launches that together have all samples.
+template <typename F>
+Status for_each_launch(const ChannelShape& shape, const ColumnPlan& plan, const F& f) {
+  for (int64_t first = 0; first < shape.samples; first += kMostSamples) {
+    dim3 grid = plan.grid();
+    grid.z = static_cast<unsigned>(shape.samples - first < kMostSamples ? shape.samples - first : kMostSamples);
+    const Status status = f(first, grid);
+    if (!status.ok()) return status;
+  }
+  return Status::success();
 }
 
 // Blocks that share one channel, and so partial results of a channel.
@@ -161,14 +187,14 @@ int64_t reduce_splits(const ChannelShape& shape) {
   const bool wide = shape.vectors_fit(kWide);
   const int unroll = wide ? kReduceUnroll<Op, kWide> : kReduceUnroll<Op, 1>;
   if (shape.planes) return plan_planes(shape, wide ? kWide : 1, unroll).splits;
-  return plan_columns(shape.C / (wide ? kWide : 1), shape.rows(), unroll).splits;
+  return plan_rows(shape, wide ? kWide : 1, unroll).splits;
 }
 
 // Bytes that reduce_channels wants for `partials`.
 template <typename Op>
 int64_t reduce_channels_workspace(const ChannelShape& shape) {
   const int64_t splits = reduce_splits<Op>(shape);
-  return splits == 1 ? 0 : ColumnArrays<typename Op::Partial>::bytes(splits, shape.C);
+  return splits == 1 ? 0 : ColumnArrays<typename Op::Partial>::bytes(splits, shape.channels());
 }
 
 template <int kVec, typename Op, typename Finish>
@@ -184,13 +210,15 @@ Status reduce_channels_by(const char* name, const Op& op, const Finish& finish, 
     status = launch(name, reduce_planes_kernel<Op, kVec, Finish>, grid, dim3(plan.threads), 0, stream, op,
                     finish, shape.C, shape.S, plan, Divisor(shape.S / kVec, plan.vectors), aligned, partials);
   } else {
-    const ColumnPlan plan = plan_columns(shape.C / kVec, shape.rows(), kUnroll);
+    const ColumnPlan plan = plan_rows(shape, kVec, kUnroll);
     splits = plan.splits;
-    status = launch(name, reduce_rows_kernel<Op, kVec, Finish>, plan.grid(), plan.block(), 0, stream, op,
-                    finish, shape.rows(), shape.C, aligned, partials);
+    status = for_each_launch(shape, plan, [&](int64_t first_sample, dim3 grid) {
+      return launch(name, reduce_rows_kernel<Op, kVec, Finish>, grid, plan.block(), 0, stream, op, finish,
+                    shape.rows(), shape.C, first_sample, aligned, partials);
+    });
   }
   if (!status.ok() || splits == 1) return status;
-  return combine_partials(name, finish, partials, splits, shape.C, stream);
+  return combine_partials(name, finish, partials, splits, shape.channels(), stream);
 }
 
 // Whether an op's tensors can be moved by whole vectors.
@@ -211,7 +239,7 @@ Status reduce_channels(const char* name, const Op& op, const Finish& finish, con
                        void* workspace, Stream stream) {
   using Partials = ColumnArrays<typename Op::Partial>;
   constexpr int kWide = kVecSize<typename Op::scalar_t>;
-  const Partials partials{static_cast<typename Op::acc_t*>(workspace), shape.C};
+  const Partials partials{static_cast<typename Op::acc_t*>(workspace), shape.channels()};
   if (!shape.vectors_fit(kWide)) return reduce_channels_by<1>(name, op, finish, shape, partials, true, stream);
   return reduce_channels_by<kWide>(name, op, finish, shape, partials, tensors_aligned(op), stream);
 }
@@ -281,7 +309,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1)
 
 template <typename Op, int kVec>
 __global__ void __launch_bounds__(kColumnThreads, 1)
-    map_rows_kernel(Op op, int64_t rows, int64_t C, bool aligned) {
+    map_rows_kernel(Op op, int64_t rows, int64_t C, int64_t first_sample, bool aligned) {
   using scalar_t = typename Op::scalar_t;
   constexpr int kUnroll = kMapUnroll<Op>;
   constexpr bool kTogether = bits_of<Op>() == Bits::kWritten;
@@ -290,8 +318,9 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   const int64_t block = static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
   op.begin(block * kColumnThreads + thread_in_block(), int64_t{gridDim.x} * gridDim.y * kColumnThreads);
   const int64_t c = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kVec;
+  const int64_t sample = first_sample + blockIdx.z, begin = sample * rows * C;
   typename Op::Channel channel[kVec];
-  stage_channels(op, C, staged, channel);
+  stage_channels(op, C, sample, staged, channel);
   const int64_t stride = static_cast<int64_t>(gridDim.y) * blockDim.y;
   for (int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.y; first < rows; first += kUnroll * stride) {
     Vec<scalar_t, kVec> raw[Op::kInputs][kUnroll];
@@ -302,7 +331,7 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t row = rows - 1 - (first + threadIdx.y + u * stride);  // the last first
       exists[u] = row >= 0 && c < C;
-      at[u] = row * C + c;
+      at[u] = begin + row * C + c;
       bits[u] = 0;
       if (!exists[u]) continue;
 #pragma unroll
@@ -326,6 +355,15 @@ __global__ void __launch_bounds__(kColumnThreads, 1)
   }
 }
 
+template <int kVec, typename Op>
+Status map_rows(const char* name, const Op& op, const ChannelShape& shape, bool aligned, Stream stream) {
+  const ColumnPlan plan = plan_rows(shape, kVec, kMapUnroll<Op>);
+  return for_each_launch(shape, plan, [&](int64_t first_sample, dim3 grid) {
+    return launch(name, map_rows_kernel<Op, kVec>, grid, plan.block(), 0, stream, op, shape.rows(), shape.C,
+                  first_sample, aligned);
+  });
+}
+
 template <typename Op>
 Status map_channels(const char* name, const Op& op, const ChannelShape& shape, Stream stream) {
   constexpr int kWide = kVecSize<typename Op::scalar_t>;
@@ -338,10 +376,10 @@ Status map_channels(const char* name, const Op& op, const ChannelShape& shape, S
   // together.
   const bool bits_fit = bits_of<Op>() != Bits::kWritten || shape.vectors_fit(kBitsTogether);
   if (!shape.planes && shape.vectors_fit(kWide) && bits_fit) {
-    const ColumnPlan plan = plan_columns(shape.C / kWide, shape.rows(), kMapUnroll<Op>);
-    return launch(name, map_rows_kernel<Op, kWide>, plan.grid(), plan.block(), 0, stream, op, shape.rows(),
-                  shape.C, aligned);
+    return map_rows<kWide>(name, op, shape, aligned, stream);
   }
+  // Of several samples vectors must not straddle rows.
+  if (!shape.planes && shape.samples > 1) return map_rows<1>(name, op, shape, true, stream);
   // Rows that vectors would straddle are planes of one element.
   const int64_t S = shape.planes ? shape.S : 1;
   const int64_t last = elements + kWarpSize * kWide;  // of the warp that has the last element

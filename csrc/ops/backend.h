@@ -4,6 +4,8 @@
 
 #include "batch_norm.h"
 #include "conv.h"
+#include "group_norm.h"
+#include "local_response_norm.h"
 #include "locally_connected.h"
 #include "lstm_cell.h"
 #include "max_pool.h"
@@ -11,30 +13,35 @@
 #include "recurrent_cell.h"
 
 // Every op with no workspace of its own: X(name, Params); with one: W(name, Params).
-#define FASTNN_FOR_EACH_OP(X, W)                                       \
-  W(conv_forward, ConvForwardParams)                                   \
-  W(conv_grad_input, ConvGradInputParams)                              \
-  W(conv_grad_weight, ConvGradWeightParams)                            \
-  W(conv_grad_bias, ConvGradBiasParams)                                \
-  X(conv_variants, ConvVariantsParams)                                 \
-  W(locally_connected_forward, LocallyConnectedForwardParams)          \
-  W(locally_connected_grad_input, LocallyConnectedGradInputParams)     \
-  W(locally_connected_grad_weight, LocallyConnectedGradWeightParams)   \
-  X(max_pool_forward, MaxPoolForwardParams)                            \
-  X(max_pool_backward, MaxPoolBackwardParams)                          \
-  X(max_pool_gather, MaxPoolGatherParams)                              \
-  W(batch_norm_forward, BatchNormForwardParams)                        \
-  X(batch_norm_apply, BatchNormApplyParams)                            \
-  W(batch_norm_backward, BatchNormBackwardParams)                      \
-  W(batch_norm_double_backward, BatchNormDoubleBackwardParams)         \
-  X(lstm_cell_forward, LstmCellForwardParams)                          \
-  W(lstm_cell_backward, LstmCellBackwardParams)                        \
-  W(lstm_cell_double_backward, LstmCellDoubleBackwardParams)           \
-  X(recurrent_cell_forward, RecurrentCellForwardParams)                \
-  X(recurrent_cell_backward, RecurrentCellBackwardParams)              \
-  X(recurrent_cell_double_backward, RecurrentCellDoubleBackwardParams) \
-  X(recurrence_fits, RecurrenceFitsParams)                             \
-  W(recurrence_forward, RecurrenceForwardParams)                       \
+#define FASTNN_FOR_EACH_OP(X, W)                                                \
+  W(conv_forward, ConvForwardParams)                                            \
+  W(conv_grad_input, ConvGradInputParams)                                       \
+  W(conv_grad_weight, ConvGradWeightParams)                                     \
+  W(conv_grad_bias, ConvGradBiasParams)                                         \
+  X(conv_variants, ConvVariantsParams)                                          \
+  W(locally_connected_forward, LocallyConnectedForwardParams)                   \
+  W(locally_connected_grad_input, LocallyConnectedGradInputParams)              \
+  W(locally_connected_grad_weight, LocallyConnectedGradWeightParams)            \
+  X(max_pool_forward, MaxPoolForwardParams)                                     \
+  X(max_pool_backward, MaxPoolBackwardParams)                                   \
+  X(max_pool_gather, MaxPoolGatherParams)                                       \
+  W(batch_norm_forward, BatchNormForwardParams)                                 \
+  X(batch_norm_apply, BatchNormApplyParams)                                     \
+  W(batch_norm_backward, BatchNormBackwardParams)                               \
+  W(batch_norm_double_backward, BatchNormDoubleBackwardParams)                  \
+  W(group_norm_forward, GroupNormForwardParams)                                 \
+  W(group_norm_backward, GroupNormBackwardParams)                               \
+  W(local_response_norm_forward, LocalResponseNormForwardParams)                \
+  W(local_response_norm_backward, LocalResponseNormBackwardParams)              \
+  W(local_response_norm_double_backward, LocalResponseNormDoubleBackwardParams) \
+  X(lstm_cell_forward, LstmCellForwardParams)                                   \
+  W(lstm_cell_backward, LstmCellBackwardParams)                                 \
+  W(lstm_cell_double_backward, LstmCellDoubleBackwardParams)                    \
+  X(recurrent_cell_forward, RecurrentCellForwardParams)                         \
+  X(recurrent_cell_backward, RecurrentCellBackwardParams)                       \
+  X(recurrent_cell_double_backward, RecurrentCellDoubleBackwardParams)          \
+  X(recurrence_fits, RecurrenceFitsParams)                                      \
+  W(recurrence_forward, RecurrenceForwardParams)                                \
   W(recurrence_backward, RecurrenceBackwardParams)
 
 // Ops that a backend may lack, with null entries: the bindings then do them by other ops.

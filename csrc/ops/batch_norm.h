@@ -74,7 +74,7 @@ struct BatchNormForwardParams {
   // any channel and is not counted.
   bool skip_nonfinite;
   BatchNormActivation activation;
-  void* y;
+  void* y;          // null where the statistics alone are wanted
   void* mean;       // [C] of the accumulation type; written in both modes
   void* invstd;     // [C] of the accumulation type; written in both modes
   void* workspace;  // batch_norm_forward_workspace() bytes, aligned to 64

@@ -15,6 +15,7 @@ from fastnn.bench.convolutions import convolutions
 from fastnn.bench.layers import Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
 from fastnn.bench.recurrent import Cell, GruRecurrence, Recurrence, RnnRecurrence
+from fastnn.bench.sample_norms import Maxout, ResponseNorm, SampleNorm
 
 SUITES = {
     **{name: f"the distinct layers of {name}: convolution, max pooling, batch norm" for name in NETWORKS},
@@ -22,10 +23,14 @@ SUITES = {
     "lstm": "LSTM cells; LSTM, GRU and RNN sequences",
     "pool": "max pooling: overlapping and not, large and small planes",
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
+    "sample_norm": "group, instance and local response norm; maxout",
     "fused": "batch norm with a ReLU, and with a residual before it, against torch's layers one after the other",
     "models": "whole networks: inference and a training step",
 }
-DEFAULT = ("resnet50", "mobilenet_v2", "lenet5", "digits", "conv", "lstm", "pool", "norm", "fused", "models")
+DEFAULT = (
+    *("resnet50", "mobilenet_v2", "lenet5", "digits", "conv", "lstm", "pool", "norm", "sample_norm", "fused"),
+    "models",
+)
 QUICK = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "norm", "models")
 # tf32 is a way to multiply matrices: the others have none.
 TF32_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "lstm_cell", "lstm", "gru", "rnn", "network")
@@ -199,6 +204,21 @@ def _norm(batch: int) -> list[Layer]:
     return training + [replace(layer, training=False) for layer in training if layer.c in (64, 256, 2048, 32)]
 
 
+def _sample_norm(batch: int) -> list[Layer]:
+    return [
+        SampleNorm(batch, 256, 56, 56),
+        SampleNorm(batch, 512, 14, 14),
+        SampleNorm(batch, 2048, 7, 7),
+        SampleNorm(batch, 64, 112, 112, groups=0),
+        SampleNorm(batch, 128, 56, 56, groups=0),
+        ResponseNorm(batch, 96, 55, 55),
+        ResponseNorm(batch, 256, 27, 27),
+        ResponseNorm(batch, 192, 56, 56),
+        Maxout(batch, 128, 28, 28),
+        Maxout(batch, 192, 14, 14, pieces=4),
+    ]
+
+
 def _fused(batch: int) -> list[Layer]:
     sizes = ((64, 112, 112), (256, 56, 56), (256, 14, 14), (2048, 7, 7))
     return [NormReLU(batch, *size, residual=residual) for residual in (False, True) for size in sizes]
@@ -208,7 +228,15 @@ def _models(batch: int) -> list[Layer]:
     return [WholeNetwork(name, batch) for name in NETWORKS]
 
 
-_BY_HAND = {"conv": convolutions, "lstm": _lstm, "pool": _pool, "norm": _norm, "fused": _fused, "models": _models}
+_BY_HAND = {
+    "conv": convolutions,
+    "lstm": _lstm,
+    "pool": _pool,
+    "norm": _norm,
+    "sample_norm": _sample_norm,
+    "fused": _fused,
+    "models": _models,
+}
 
 
 def rows(suites: Iterable[str], batch: int, dtypes: Iterable[str], quick_flops: float | None = None) -> list[Row]:

@@ -20,7 +20,11 @@ from fastnn.testing.cases import (
     Case,
     Conv2dCase,
     ConvCase,
+    GroupNormCase,
+    InstanceNormCase,
+    LocalResponseNormCase,
     LstmCellCase,
+    MaxoutCase,
     MaxPool2dCase,
     Pair,
 )
@@ -177,6 +181,19 @@ def _max_pool2d(random: Random) -> Drawn:
     return MaxPool2dCase, work, options | _values(random, "ties", "nonfinite", "minus_inf", "integers", "huge")
 
 
+def _maxout(random: Random) -> Drawn:
+    rank, pieces = random.randint(2, 5), random.choice((1, 2, 2, 3, 4, 5, 16, 17))
+    shape = (
+        _batch(random),
+        pieces * _size(random, 33),
+        *(_size(random, 65 if rank < 5 else 9) for _ in range(rank - 2)),
+    )
+    if math.prod(shape) > LARGEST_TENSOR:
+        return None
+    options = {"shape": shape, "pieces": pieces, "pieces_first": random.random() < 0.3}
+    return MaxoutCase, math.prod(shape), options | _values(random, "ties", "nonfinite", "minus_inf", "huge")
+
+
 def _batch_norm(random: Random) -> Drawn:
     rank = random.randint(2, 5)
     batch = random.choice((_batch(random), _size(random, 129), random.randint(1, 3000)))
@@ -196,6 +213,63 @@ def _batch_norm(random: Random) -> Drawn:
         "mixed": random.random() < 0.3,
     }
     return BatchNormCase, work, options | _values(random, "large_mean", "nonfinite")
+
+
+def _group_norm(random: Random) -> Drawn:
+    rank, groups = random.randint(2, 5), _size(random, 33)
+    shape = (
+        _batch(random),
+        groups * _size(random, 33),
+        *(_size(random, 33 if rank < 5 else 9) for _ in range(rank - 2)),
+    )
+    work = math.prod(shape)
+    if work > LARGEST_TENSOR or work == groups:  # one value a group in the whole batch: torch refuses that
+        return None
+    return GroupNormCase, work, {"shape": shape, "groups": groups} | _sample_norm(random)
+
+
+def _instance_norm(random: Random) -> Drawn:
+    rank = random.randint(3, 5)
+    shape = (_batch(random), _size(random, 129), *(_size(random, 65 if rank < 5 else 17) for _ in range(rank - 2)))
+    use_input_stats = random.random() < 0.8
+    # torch takes no empty batch, and no statistics of one value.
+    one_value = use_input_stats and math.prod(shape[2:]) == 1
+    if math.prod(shape) > LARGEST_TENSOR or not shape[0] or one_value:
+        return None
+    options = {
+        "shape": shape,
+        "use_input_stats": use_input_stats,
+        "track": not use_input_stats or random.random() < 0.5,
+        "momentum": random.random(),
+    }
+    return InstanceNormCase, math.prod(shape), options | _sample_norm(random)
+
+
+def _sample_norm(random: Random) -> dict[str, Any]:
+    options = {
+        "affine": random.random() < 0.7,
+        "eps": 10.0 ** random.uniform(-6, 0),
+        "mixed": random.random() < 0.3,
+    }
+    return options | _values(random, "large_mean", "nonfinite")
+
+
+def _local_response_norm(random: Random) -> Drawn:
+    rank = random.randint(3, 5)
+    shape = (_batch(random), _size(random, 129), *(_size(random, 65 if rank < 5 else 17) for _ in range(rank - 2)))
+    size = _size(random, 2 * shape[1] + 1)
+    work = math.prod(shape)
+    if work > LARGEST_TENSOR or work * min(size, shape[1]) > LARGEST_WORK:
+        return None
+    options = {
+        "shape": shape,
+        "size": size,
+        "alpha": 10.0 ** random.uniform(-4, 0),
+        "beta": random.choice((0.5, 0.75, 1.0, random.uniform(-1, 2))),
+        "k": random.uniform(0.5, 2),
+    }
+    # What an infinite sum to a negative power should give is defined by no one.
+    return LocalResponseNormCase, work, options | (_values(random, "nonfinite") if options["beta"] > 0 else {})
 
 
 def _lstm_cell(random: Random) -> Drawn:
@@ -236,6 +310,10 @@ _DRAW: dict[str, Callable[[Random], Drawn]] = {
     "locally_connected1d": partial(_locally_connected, LocallyConnected1dCase, 1),
     "locally_connected2d": partial(_locally_connected, LocallyConnected2dCase, 2),
     "max_pool2d": _max_pool2d,
+    "maxout": _maxout,
     "batch_norm": _batch_norm,
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "local_response_norm": _local_response_norm,
     "lstm_cell": _lstm_cell,
 }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn
 
 from fastnn import functional
+from fastnn.nn.activation import Maxout
 from fastnn.nn.batchnorm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -48,9 +49,20 @@ from fastnn.nn.conv import (
     LazyConvTranspose3d,
 )
 from fastnn.nn.locally_connected import LocallyConnected1d, LocallyConnected2d
+from fastnn.nn.normalisation import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LocalResponseNorm,
+)
 from fastnn.nn.pooling import MaxPool2d
 from fastnn.nn.rnn import GRU, LSTM, MUT1, MUT2, MUT3, RNN
 from fastnn.nn.rnn_cell import GRUCell, LSTMCell, MUT1Cell, MUT2Cell, MUT3Cell, RNNCell
+from fastnn.nn.sync_batchnorm import SyncBatchNorm
 
 if TYPE_CHECKING:
     from torch.nn import *  # noqa: F403 - what falls through, for type checkers
@@ -67,6 +79,10 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     ConvTranspose3d,
     GRU,
     GRUCell,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
     LSTM,
     LSTMCell,
     LazyBatchNorm1d,
@@ -78,9 +94,14 @@ IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
     LazyConvTranspose1d,
     LazyConvTranspose2d,
     LazyConvTranspose3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+    LocalResponseNorm,
     MaxPool2d,
     RNN,
     RNNCell,
+    SyncBatchNorm,
 )
 """The layers that are fastnn's own; each has the name of the torch layer that it stands in for."""
 
@@ -99,6 +120,7 @@ ADDED: tuple[type[torch.nn.Module], ...] = (
     MUT2Cell,
     MUT3,
     MUT3Cell,
+    Maxout,
 )
 """Layers that torch has not."""
 
@@ -116,7 +138,19 @@ class _TorchSubmodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     _prefix = __name__ + "."
     _own = frozenset(
-        {"batchnorm", "conv", "locally_connected", "pooling", "recurrent", "recurrent_options", "rnn", "rnn_cell"}
+        {
+            "activation",
+            "batchnorm",
+            "conv",
+            "locally_connected",
+            "normalisation",
+            "pooling",
+            "recurrent",
+            "recurrent_options",
+            "rnn",
+            "rnn_cell",
+            "sync_batchnorm",
+        }
     )
 
     def find_spec(

@@ -37,7 +37,17 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .cases import BatchNormCase, Case, ConvCase, LstmCellCase, MaxPool2dCase
+from .cases import (
+    BatchNormCase,
+    Case,
+    ConvCase,
+    GroupNormCase,
+    InstanceNormCase,
+    LocalResponseNormCase,
+    LstmCellCase,
+    MaxoutCase,
+    MaxPool2dCase,
+)
 from .convolution_cases import ConvTransposeCase, LocallyConnectedCase
 
 FUNCTION_ERROR = 4.0  # of exp, tanh and sigmoid, in units of u
@@ -202,8 +212,12 @@ def expected(case: Case, inputs: dict[str, Tensor], cotangents: list[Tensor | No
         ConvTransposeCase: _expected_conv_transpose,
         LocallyConnectedCase: _expected_locally_connected,
         ConvCase: _expected_convolution,
+        MaxoutCase: _expected_maxout,
         MaxPool2dCase: _expected_max_pool2d,
         BatchNormCase: _expected_batch_norm,
+        GroupNormCase: _expected_group_norm,
+        InstanceNormCase: _expected_group_norm,
+        LocalResponseNormCase: _expected_local_response_norm,
         LstmCellCase: _expected_lstm_cell,
     }
     compute = next(oracle for kind, oracle in oracles.items() if isinstance(case, kind))
@@ -314,6 +328,16 @@ def _expected_max_pool2d(case: MaxPool2dCase, inputs, cotangents, originals) -> 
     )
 
 
+def _expected_maxout(case: MaxoutCase, inputs, cotangents, originals) -> Expected:
+    x = inputs["input"].requires_grad_()
+    value = reference.maxout(x, case.pieces, case.pieces_first)
+    (grad,) = torch.autograd.grad(value, x, cotangents[0])
+    # Choices, not computations: bit for bit.
+    return Expected(
+        outputs=[Bounded.exact(value.detach(), 0.0)], gradients={"input": Bounded.exact(grad.detach(), 0.0)}
+    )
+
+
 def _activated(case: BatchNormCase, z: Bounded, arithmetic: Arithmetic) -> tuple[Bounded, Bounded]:
     """What an activation gives, and its slope. Both its branches are 0 at 0, and steeper than their bound nowhere."""
     u, steepest = z.u, max(1.0, abs(case.alpha))
@@ -333,6 +357,100 @@ def _activated(case: BatchNormCase, z: Bounded, arithmetic: Arithmetic) -> tuple
     return y, Bounded(slope, torch.where(z.value.abs() <= z.error, jump, error), u)
 
 
+def _moments(x: Bounded, axes: list[int], shape: list[int], count: int) -> tuple[Bounded, Bounded]:
+    """Mean and variance over axes, of ``count`` values each; ``shape`` puts them beside x."""
+    u = x.u
+    mean = x.sum(axes, count) * (1 / count)
+    deviation = (x.value - mean.value.view(shape)).abs().amax(axes)
+    # Sums may be taken about any value of the channel, which is at most `deviation` from the mean: the terms
+    # of the variance then grow from (x - mean)^2 by deviation^2 (Chan, Golub and LeVeque 1983, "Algorithms for
+    # computing the sample variance", The American Statistician 37(3)). E[x^2] - E[x]^2 is far outside.
+    mean = Bounded(mean.value, mean.error + 2 * growth(count) * u * deviation, u)
+    centred = x - mean.value.view(shape)
+    square = (centred * centred).sum(axes, count) * (1 / count)
+    error = square.error + 2 * growth(count) * u * deviation**2 + mean.error**2
+    return mean, Bounded(square.value, error, u)
+
+
+def _inverse_deviation(var: Bounded, eps: float) -> Bounded:
+    shifted = var + eps
+    value = shifted.value.rsqrt()
+    # d(v^-1/2) = -1/2 v^-3/2 dv, and two roundings for the root and the quotient.
+    return Bounded(value, value * (0.5 * shifted.error / shifted.value + 3 * var.u), var.u)
+
+
+def _affine(x: Bounded, mean: Bounded, invstd: Bounded, scale: Bounded, bias: Tensor | None) -> tuple[Bounded, Bounded]:
+    """(x - mean) * scale + bias, and (x - mean) * invstd; all broadcast."""
+    u = x.u
+    difference = x - mean
+    xhat, y = difference * invstd, difference * scale
+    # x * scale + (bias - mean * scale) is the same in exact arithmetic, and its roundings are those of its parts.
+    magnitude = x.value.abs() + mean.value.abs()
+    parts = magnitude * scale.value.abs()
+    if bias is not None:
+        parts = parts + bias.abs()
+    y = Bounded(y.value, y.error + 2 * u * parts, u)
+    xhat = Bounded(xhat.value, xhat.error + 2 * u * magnitude * invstd.value, u)
+    return (y if bias is None else y + bias), xhat
+
+
+def _expected_group_norm(case: GroupNormCase | InstanceNormCase, inputs, cotangents, originals) -> Expected:
+    if isinstance(case, InstanceNormCase) and not case.use_input_stats:
+        evaluated = BatchNormCase(id=case.id, shape=case.shape, training=False, affine=case.affine, eps=case.eps)
+        return _expected_batch_norm(evaluated, inputs, cotangents, originals)
+    arithmetic = Arithmetic.of(originals["input"].dtype)
+    x, grad, u = inputs["input"], cotangents[0], arithmetic.accumulate
+    samples, channels = x.shape[:2]
+    groups = case.groups if isinstance(case, GroupNormCase) else channels
+    positions = math.prod(x.shape[2:])
+    count = channels // groups * positions
+    by_channel, by_group = (samples, channels, positions), (samples, groups, count)
+
+    def of_channels(values: Bounded) -> Bounded:
+        value, error = (t.repeat_interleave(channels // groups, 1)[..., None] for t in (values.value, values.error))
+        return Bounded(value, error, u)
+
+    exact_x, exact_grad = (Bounded.exact(t.reshape(by_channel), u) for t in (x, grad))
+    if samples:
+        mean, var = _moments(exact_x.view(*by_group), [2], [samples, groups, 1], count)
+    else:
+        mean = var = Bounded.exact(x.new_zeros(samples, groups), u)
+    result = Expected()
+    for name, batch in (("running_mean", mean), ("running_var", var)):
+        if name not in inputs:
+            continue
+        old, unbiased = inputs[name], count / (count - 1) if name == "running_var" else 1.0
+        if not samples:
+            result.buffers[name] = Bounded.exact(old, u)
+            continue
+        average = batch.sum([0], samples) * (1 / samples)
+        take = case.momentum * unbiased
+        new = (1 - case.momentum) * old + take * average.value
+        error = take * average.error + 4 * u * ((1 - case.momentum) * old.abs() + take * batch.value.abs().mean(0))
+        result.buffers[name] = Bounded(new, error, u).stored(Arithmetic.of(originals[name].dtype))
+    invstd = of_channels(_inverse_deviation(var, case.eps))
+    weight = Bounded.exact(inputs.get("weight", x.new_ones(channels)).view(1, channels, 1), u)
+    bias = inputs["bias"].view(1, channels, 1) if "bias" in inputs else None
+    y, xhat = _affine(exact_x, of_channels(mean), invstd, weight * invstd, bias)
+    result.outputs.append(y.view(*x.shape).stored(arithmetic))
+
+    def mean_over_group(values: Bounded) -> Bounded:
+        return of_channels(values.view(*by_group).sum([2], count) * (1 / count))
+
+    weighted = exact_grad * weight
+    if samples:
+        inner = weighted - mean_over_group(weighted) - xhat * mean_over_group(weighted * xhat)
+        result.gradients["input"] = (inner * invstd).view(*x.shape).stored(arithmetic)
+    else:
+        result.gradients["input"] = Bounded.exact(torch.zeros_like(x), u)
+    if case.affine:
+        terms = max(samples * positions, 1)
+        for name, sums in (("weight", exact_grad * xhat), ("bias", exact_grad)):
+            stored = Arithmetic.of(originals[name].dtype)
+            result.gradients[name] = sums.sum([0, 2], terms).stored(stored)
+    return result
+
+
 def _expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> Expected:
     arithmetic = Arithmetic.of(originals["input"].dtype)
     x, grad = inputs["input"], cotangents[0]
@@ -343,16 +461,7 @@ def _expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> 
 
     buffers = {}
     if case.training and count:
-        mean = exact_x.sum(axes, count) * (1 / count)
-        deviation = (x - mean.value.view(shape)).abs().amax(axes)
-        # Sums may be taken about any value of the channel, which is at most `deviation` from the mean: the terms
-        # of the variance then grow from (x - mean)^2 by deviation^2 (Chan, Golub and LeVeque 1983, "Algorithms for
-        # computing the sample variance", The American Statistician 37(3)). E[x^2] - E[x]^2 is far outside.
-        mean = Bounded(mean.value, mean.error + 2 * growth(count) * u * deviation, u)
-        centred = exact_x - mean.value.view(shape)
-        square = (centred * centred).sum(axes, count) * (1 / count)
-        error = square.error + 2 * growth(count) * u * deviation**2 + mean.error**2
-        var = Bounded(square.value, error, u)
+        mean, var = _moments(exact_x, axes, shape, count)
         _, new_mean, new_var = reference.batch_norm(
             x, inputs.get("running_mean"), inputs.get("running_var"), None, None, True, case.momentum, case.eps
         )
@@ -369,25 +478,11 @@ def _expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> 
         mean, var = Bounded.exact(inputs["running_mean"], u), Bounded.exact(inputs["running_var"], u)
         buffers = {n: Bounded.exact(inputs[n], u) for n in ("running_mean", "running_var")}
 
-    shifted = var + case.eps
-    invstd_value = shifted.value.rsqrt()
-    # d(v^-1/2) = -1/2 v^-3/2 dv, and two roundings for the root and the quotient.
-    invstd = Bounded(invstd_value, invstd_value * (0.5 * shifted.error / shifted.value + 3 * u), u)
+    invstd = _inverse_deviation(var, case.eps)
     weight = Bounded.exact(inputs.get("weight", x.new_ones(channels)), u)
     scale = weight * invstd
-    difference = exact_x - mean.view(*shape)
-    xhat = difference * invstd.view(*shape)
-    y = difference * scale.view(*shape)
-    # x * scale + (bias - mean * scale) is the same in exact arithmetic, and its roundings are those of its parts.
-    parts = (x.abs() + mean.value.abs().view(shape)) * scale.value.abs().view(shape)
-    if "bias" in inputs:
-        parts = parts + inputs["bias"].abs().view(shape)
-    y = Bounded(y.value, y.error + 2 * u * parts, u)
-    xhat = Bounded(
-        xhat.value, xhat.error + 2 * u * (x.abs() + mean.value.abs().view(shape)) * invstd_value.view(shape), u
-    )
-    if "bias" in inputs:
-        y = y + inputs["bias"].view(shape)
+    bias = inputs["bias"].view(shape) if "bias" in inputs else None
+    y, xhat = _affine(exact_x, mean.view(*shape), invstd.view(*shape), scale.view(*shape), bias)
     result = Expected(buffers=buffers)
     if case.residual:
         y = y + inputs["residual"]
@@ -408,6 +503,36 @@ def _expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> 
     if case.affine:
         result.gradients["weight"] = sum_grad_xhat.stored(Arithmetic.of(originals["weight"].dtype))
         result.gradients["bias"] = sum_grad.stored(Arithmetic.of(originals["bias"].dtype))
+    return result
+
+
+def _expected_local_response_norm(case: LocalResponseNormCase, inputs, cotangents, originals) -> Expected:
+    arithmetic = Arithmetic.of(originals["input"].dtype)
+    u, beta = arithmetic.accumulate, case.beta
+    x, grad = Bounded.exact(inputs["input"], u), Bounded.exact(cotangents[0], u)
+    terms = min(case.size, case.shape[1]) + 1
+
+    def windows(values: Bounded, mirrored: bool = False) -> Bounded:
+        def sums(tensor: Tensor) -> Tensor:
+            return (
+                reference.channel_windows(tensor.flip(1), case.size).flip(1)
+                if mirrored
+                else (reference.channel_windows(tensor, case.size))
+            )
+
+        error = sums(values.error) + growth(terms) * u * sums(values.value.abs())
+        return Bounded(sums(values.value), error, u)
+
+    a = case.alpha / case.size
+    s = windows(x * x) * a + case.k
+    # s^-beta: an error of s grows beta times, and a power has one of its own.
+    power, relative = s.value**-beta, s.error / s.value.abs()
+    relative = torch.where(s.value.isinf(), 0.0, relative)  # infinite in the kernel too
+    scale = Bounded(power, ((abs(beta) + 1) * relative + (FUNCTION_ERROR + 2) * u) * power.abs(), u)
+    inverse = Bounded(1 / s.value, (relative + u) / s.value.abs(), u)
+    result = Expected(outputs=[(x * scale).stored(arithmetic)])
+    across = windows(grad * scale * x * inverse, mirrored=True)
+    result.gradients["input"] = (grad * scale - x * across * (2 * a * beta)).stored(arithmetic)
     return result
 
 

@@ -45,6 +45,17 @@ def _torch_activation(z: Tensor, activation: str, alpha: float) -> Tensor:
     return z.relu() if activation == "relu" else z
 
 
+def _torch_maxout(input: Tensor, pieces: int, pieces_first: bool) -> Tensor:
+    channels = input.shape[1] // pieces
+    sizes, dim = ((pieces, channels), 1) if pieces_first else ((channels, pieces), 2)
+    return input.unflatten(1, sizes).max(dim)[0]
+
+
+def _torch_response(input: Tensor, **options: Any) -> Tensor:
+    # torch's own takes views of the input that strides other than these do not have.
+    return torch.nn.functional.local_response_norm(input.contiguous(), **options)
+
+
 # The namespace with which ``apply`` runs a case on torch's own kernels.
 TORCH = SimpleNamespace(
     locally_connected1d=reference.locally_connected,  # torch has none
@@ -55,7 +66,11 @@ TORCH = SimpleNamespace(
         for rank in (1, 2, 3)
     },
     max_pool2d=torch.nn.functional.max_pool2d,
+    maxout=_torch_maxout,
     batch_norm=torch.nn.functional.batch_norm,
+    group_norm=torch.nn.functional.group_norm,
+    instance_norm=torch.nn.functional.instance_norm,
+    local_response_norm=_torch_response,
     batch_norm_relu=_torch_activated,
     batch_norm_add_relu=_torch_activated_sum,
     lstm_cell=torch.lstm_cell,
@@ -287,6 +302,26 @@ class MaxPool2dCase(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaxoutCase(Case):
+    """input [N, C * pieces, ...] of rank 2 or more."""
+
+    op: ClassVar[str] = "maxout"
+    outputs: ClassVar[tuple[str, ...]] = ("output",)
+    differentiable: ClassVar[tuple[str, ...]] = ("input",)
+    shape: tuple[int, ...]
+    pieces: int
+    pieces_first: bool = False
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        return {"input": lay_out(draw(self.shape, self.values, generator).to(dtype).to(device), layout)}
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        return (functional.maxout(inputs["input"], self.pieces, self.pieces_first),)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchNormCase(Case):
     """input [N, C, ...] of rank 2 to 5, residual likewise; weight, bias and running statistics [C].
 
@@ -340,6 +375,90 @@ class BatchNormCase(Case):
             images.append(inputs["residual"])
         by_channel = (inputs.get(name) for name in ("running_mean", "running_var", "weight", "bias"))
         return (function(*images, *by_channel, **options),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SampleNormCase(Case):
+    """What group and instance normalisation have in common; ``mixed`` as in :class:`BatchNormCase`."""
+
+    outputs: ClassVar[tuple[str, ...]] = ("output",)
+    differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
+    shape: tuple[int, ...]
+    affine: bool = True
+    eps: float = 1e-5
+    mixed: bool = False
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        channels = self.shape[1]
+        param_dtype = torch.float32 if self.mixed and dtype in (torch.bfloat16, torch.float16) else dtype
+        inputs = {"input": draw(self.shape, self.values, generator).to(dtype)}
+        for name in ("weight", "bias") if self.affine else ():
+            inputs[name] = draw((channels,), "normal", generator).to(param_dtype)
+        if getattr(self, "track", False):
+            mean = draw((channels,), "normal", generator)
+            inputs["running_mean"] = (mean + 1e4 if self.values == "large_mean" else mean).to(param_dtype)
+            variance = 0.5 + torch.rand((channels,), generator=generator, dtype=torch.float64)
+            inputs["running_var"] = variance.to(param_dtype)
+        # Repeating a sample keeps its variance.
+        return {name: lay_out(tensor.to(device), layout) for name, tensor in inputs.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupNormCase(_SampleNormCase):
+    """input [N, C, ...] of rank 2 or more; weight and bias [C]."""
+
+    op: ClassVar[str] = "group_norm"
+    groups: int
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        return (
+            functional.group_norm(inputs["input"], self.groups, inputs.get("weight"), inputs.get("bias"), self.eps),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceNormCase(_SampleNormCase):
+    """input [N, C, ...] of rank 3 or more; weight, bias and running statistics [C]."""
+
+    op: ClassVar[str] = "instance_norm"
+    track: bool = False
+    use_input_stats: bool = True
+    momentum: float = 0.1
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        by_channel = (inputs.get(name) for name in ("running_mean", "running_var", "weight", "bias"))
+        options = {"use_input_stats": self.use_input_stats, "momentum": self.momentum, "eps": self.eps}
+        return (functional.instance_norm(inputs["input"], *by_channel, **options),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalResponseNormCase(Case):
+    """input [N, C, ...] of rank 3 or more; a window of ``size`` channels."""
+
+    op: ClassVar[str] = "local_response_norm"
+    outputs: ClassVar[tuple[str, ...]] = ("output",)
+    differentiable: ClassVar[tuple[str, ...]] = ("input",)
+    shape: tuple[int, ...]
+    size: int
+    alpha: float = 0.7  # torch's 1e-4 would hide the sum behind k
+    beta: float = 0.75
+    k: float = 1.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return {"size": self.size, "alpha": self.alpha, "beta": self.beta, "k": self.k}
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        return {"input": lay_out(draw(self.shape, self.values, generator).to(dtype).to(device), layout)}
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        return (functional.local_response_norm(inputs["input"], **self.options),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -540,6 +659,34 @@ MAX_POOL2D = (
 )
 
 
+def _maxout(id: str, shape: tuple[int, ...], pieces: int, **options: Any) -> MaxoutCase:
+    return MaxoutCase(id=id, shape=shape, pieces=pieces, **options)
+
+
+MAXOUT = (
+    _maxout("4d", (2, 6, 4, 5), 2, small=True),
+    _maxout("3", (2, 9, 5, 7), 3, small=True),
+    _maxout("first_2", (2, 6, 4, 5), 2, pieces_first=True, small=True),
+    _maxout("first_5", (2, 15, 3, 5), 5, pieces_first=True, small=True),
+    _maxout("1", (2, 3, 4, 5), 1, small=True),
+    _maxout("all_channels", (2, 7, 3, 4), 7, small=True),
+    _maxout("rows", (5, 12), 4, small=True),
+    _maxout("rows_first", (5, 12), 4, pieces_first=True, small=True),
+    _maxout("3d", (2, 8, 9), 2, small=True),
+    _maxout("5d", (2, 6, 2, 3, 4), 3, small=True),
+    _maxout("6d", (1, 4, 2, 3, 2, 2), 2, small=True),
+    _maxout("batch_0", (0, 6, 4, 5), 2, small=True),
+    _maxout("wide", (3, 130, 9, 11), 5, crosses_tile=True),
+    _maxout("wide_first", (2, 130, 9, 11), 2, pieces_first=True, crosses_tile=True),
+    _maxout("many_rows", (301, 30), 5, crosses_tile=True),
+    _maxout("two_bytes", (1, 600, 3), 300, crosses_tile=True),
+    _maxout("ties", (2, 12, 5, 6), 4, values="ties", small=True),
+    _maxout("ties_first", (2, 12, 5, 6), 4, pieces_first=True, values="ties", small=True),
+    _maxout("nonfinite", (2, 12, 5, 6), 3, values="nonfinite", small=True),
+    _maxout("minus_inf", (2, 12, 5, 6), 2, values="minus_inf", small=True),
+)
+
+
 def _norm(id: str, shape: tuple[int, ...], **options: Any) -> BatchNormCase:
     return BatchNormCase(id=id, shape=shape, **options)
 
@@ -624,6 +771,91 @@ BATCH_NORM_ACTIVATED = (
 )
 
 
+def _group(id: str, shape: tuple[int, ...], groups: int, **options: Any) -> GroupNormCase:
+    return GroupNormCase(id=id, shape=shape, groups=groups, **options)
+
+
+GROUP_NORM = (
+    _group("4d", (3, 6, 4, 5), 2, small=True),
+    _group("2d", (5, 12), 3, small=True),
+    _group("3d", (2, 10, 9), 5, small=True),
+    _group("5d", (2, 4, 2, 3, 4), 2, small=True),
+    _group("one_group", (2, 7, 3, 5), 1, small=True),
+    _group("group_of_one_channel", (2, 7, 3, 5), 7, small=True),
+    _group("one_channel", (3, 1, 4, 5), 1, small=True),
+    _group("one_position", (3, 12, 1, 1), 4, small=True),
+    _group("batch_0", (0, 6, 4, 5), 2, small=True),
+    _group("no_affine", (3, 6, 4, 5), 3, affine=False, small=True),
+    _group("eps_0.1", (2, 6, 3, 5), 2, eps=0.1, small=True),
+    _group("mixed", (3, 6, 4, 5), 2, mixed=True, small=True),
+    _group("channels_64", (2, 64, 3, 5), 32, small=True),
+    _group("channels_128", (2, 128, 5, 7), 4, crosses_tile=True),
+    _group("channels_131", (2, 131, 3, 5), 1, crosses_tile=True),
+    _group("wide_2d", (3, 1030), 2, crosses_tile=True),
+    _group("large_plane", (1, 4, 41, 43), 2, crosses_tile=True),
+    _group("many_values", (2, 6, 67, 71), 3),
+    _group("one_large_group", (1, 40, 60, 61), 1),
+    _group("large_mean", (3, 6, 8, 9), 2, values="large_mean", dtypes=PRECISE, small=True),
+    _group("large_mean_2d", (3, 60), 2, values="large_mean", dtypes=PRECISE, small=True),
+    _group("nonfinite", (4, 12, 2, 3), 6, values="nonfinite", small=True),
+)
+
+
+def _instance(id: str, shape: tuple[int, ...], **options: Any) -> InstanceNormCase:
+    return InstanceNormCase(id=id, shape=shape, **options)
+
+
+INSTANCE_NORM = (
+    _instance("4d", (3, 5, 4, 6), small=True),
+    _instance("3d", (2, 7, 9), small=True),
+    _instance("5d", (2, 3, 4, 5, 3), small=True),
+    _instance("no_affine", (3, 5, 4, 6), affine=False, small=True),
+    _instance("track", (3, 5, 4, 6), track=True, small=True),
+    _instance("track_mixed", (3, 5, 4, 6), track=True, mixed=True, small=True),
+    _instance("track_momentum", (2, 17, 5), track=True, momentum=0.7, affine=False, small=True),
+    _instance("track_large_mean", (2, 3, 8, 9), track=True, values="large_mean", dtypes=PRECISE, small=True),
+    _instance("eval", (3, 5, 4, 6), track=True, use_input_stats=False, small=True),
+    _instance("channels_130", (2, 130, 5, 7), track=True, crosses_tile=True),
+    _instance("large_plane", (1, 2, 41, 43), crosses_tile=True),
+    _instance("nonfinite", (2, 9, 5, 4), values="nonfinite", small=True),
+)
+
+
+def _response(id: str, shape: tuple[int, ...], size: int, **options: Any) -> LocalResponseNormCase:
+    return LocalResponseNormCase(id=id, shape=shape, size=size, **options)
+
+
+LOCAL_RESPONSE_NORM = (
+    _response("4d", (2, 9, 4, 6), 5, small=True),
+    _response("3d", (2, 7, 11), 3, small=True),
+    _response("5d", (2, 6, 2, 3, 4), 4, small=True),
+    _response("6d", (1, 5, 2, 3, 2, 2), 3, small=True),
+    _response("1", (2, 5, 3, 4), 1, small=True),
+    _response("2", (2, 6, 3, 4), 2, small=True),
+    _response("even", (2, 17, 3, 5), 6, small=True),
+    _response("of_all_channels", (2, 5, 3, 4), 9, small=True),
+    _response("beyond_all_channels", (2, 3, 3, 4), 20, small=True),
+    _response("one_channel", (3, 1, 4, 5), 5, small=True),
+    _response("batch_0", (0, 5, 4, 4), 5, small=True),
+    _response("beta_half", (2, 7, 3, 4), 5, beta=0.5, small=True),
+    _response("beta_1", (2, 7, 3, 4), 5, beta=1.0, small=True),
+    _response("beta_any", (2, 7, 3, 4), 5, beta=0.6, k=2.0, small=True),
+    _response("beta_negative", (1, 7, 3, 4), 3, beta=-1.3, small=True),
+    _response("alexnet", (2, 20, 5, 7), 5, alpha=1e-4, k=2.0, small=True),
+    _response("no_k", (2, 6, 3, 4), 3, k=0.0, small=True),
+    # Wider than a tile of channels and of positions, dividing neither; few positions; windows wider than a tile.
+    _response("wide_channels", (2, 131, 3, 5), 5, crosses_tile=True),
+    _response("large_plane", (1, 6, 17, 31), 5, crosses_tile=True),
+    _response("window_over_tile", (1, 90, 2, 3), 45, beta=0.4, crosses_tile=True),
+    _response("even_over_tile", (1, 70, 2, 3), 6, crosses_tile=True),
+    _response("many_positions", (3, 40, 9, 11), 3, crosses_tile=True),
+    _response("plane_of_strips", (2, 33, 24, 25), 7),
+    # Terms that shared memory does not hold.
+    _response("thousands_of_channels", (1, 6400, 2), 6301, crosses_tile=True, dtypes=(torch.float32,)),
+    _response("nonfinite", (2, 13, 4, 5), 5, values="nonfinite", small=True),
+)
+
+
 def _lstm(id: str, rows: int, input_size: int, hidden_size: int, **options: Any) -> LstmCellCase:
     return LstmCellCase(id=id, rows=rows, input_size=input_size, hidden_size=hidden_size, **options)
 
@@ -656,7 +888,11 @@ CASES: dict[str, tuple[Case, ...]] = {
     "conv2d": CONV2D,
     **CONVOLUTIONS,
     "max_pool2d": MAX_POOL2D,
+    "maxout": MAXOUT,
     "batch_norm": (*BATCH_NORM, *BATCH_NORM_ACTIVATED),
+    "group_norm": GROUP_NORM,
+    "instance_norm": INSTANCE_NORM,
+    "local_response_norm": LOCAL_RESPONSE_NORM,
     "lstm_cell": LSTM_CELL,
 }
 

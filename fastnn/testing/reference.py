@@ -224,6 +224,24 @@ def max_pool2d(
     return values, place
 
 
+def maxout(input: Tensor, pieces: int, pieces_first: bool = False) -> Tensor:
+    """Y[n, c] = max over j of x[n, c * pieces + j], or with ``pieces_first`` of x[n, j * C + c].
+
+    The first of equals is taken, and a NaN wherever there is one.
+
+    Args:
+        input: [N, C * pieces, ...].
+        pieces: channels of an output (Goodfellow et al. 2013).
+        pieces_first: the order of the channels.
+    """
+    channels = input.shape[1] // pieces
+    apart = [input[:, j::pieces] if not pieces_first else input[:, j * channels :][:, :channels] for j in range(pieces)]
+    best = apart[0]
+    for piece in apart[1:]:
+        best = torch.where((piece > best) | piece.isnan(), piece, best)
+    return best
+
+
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -287,6 +305,52 @@ def activation(z: Tensor, name: str, alpha: float) -> Tensor:
     below = torch.where(z <= 0, z, 0.0)
     others = {"relu": torch.zeros_like(z), "leaky_relu": alpha * below, "elu": alpha * below.expm1()}
     return torch.where(z <= 0, others[name], z)
+
+
+def group_norm(
+    input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Y = weight * (x - mean) / sqrt(var + eps) + bias, statistics by group of a sample (Wu and He 2018).
+
+    Args:
+        input: [N, C, ...].
+        groups: divides C; C for instance normalisation (Ulyanov et al. 2016).
+        weight: [C] or None.
+        bias: [C] or None.
+        eps: added to the biased variance.
+    """
+    y = input
+    if input.numel():
+        x = input.reshape(input.shape[0], groups, -1)
+        centred = x - x.mean(2, keepdim=True)
+        var = (centred * centred).mean(2, keepdim=True)
+        y = (centred / (var + eps).sqrt()).reshape(input.shape)
+    shape = [1, -1] + [1] * (input.dim() - 2)
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def local_response_norm(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """Y[c] = x[c] / (k + alpha / size * sum over c - size // 2 <= j <= c + (size - 1) // 2 of x[j]^2)^beta.
+
+    Args:
+        input: [N, C, ...].
+        size: channels of a window (Krizhevsky et al. 2012).
+        alpha: of the mean square.
+        beta: exponent.
+        k: added to the mean square.
+    """
+    return input / (k + alpha / size * channel_windows(input * input, size)) ** beta
+
+
+def channel_windows(input: Tensor, size: int) -> Tensor:
+    """Sums over the channels c - size // 2 to c + (size - 1) // 2 that there are, of [N, C, ...]."""
+    channels = torch.arange(input.shape[1])
+    ahead = channels[None, :] - channels[:, None]
+    window = (ahead >= -(size // 2)) & (ahead <= (size - 1) // 2)
+    # Taken out, not multiplied by 0: an infinity reaches its own windows alone.
+    parts = [input[:, row.nonzero().flatten()].sum(1) for row in window]
+    return torch.stack(parts, 1)
 
 
 def lstm_cell(

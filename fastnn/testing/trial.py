@@ -141,6 +141,16 @@ def oracle(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         if "residual" in inputs:
             z = z + inputs["residual"]
         return (z if case.activation is None else reference.activation(z, case.activation, case.alpha),)
+    if case.op == "maxout":
+        return (reference.maxout(inputs["input"], case.pieces, case.pieces_first),)
+    if case.op in ("group_norm", "instance_norm"):
+        if case.op == "instance_norm" and not case.use_input_stats:
+            statistics = [inputs.get(name) for name in ("running_mean", "running_var", "weight", "bias")]
+            return reference.batch_norm(inputs["input"], *statistics, False, 0.0, case.eps)[:1]
+        groups = case.groups if case.op == "group_norm" else inputs["input"].shape[1]
+        return (reference.group_norm(inputs["input"], groups, inputs.get("weight"), inputs.get("bias"), case.eps),)
+    if case.op == "local_response_norm":
+        return (reference.local_response_norm(inputs["input"], **case.options),)
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     return reference.lstm_cell(inputs["input"], (inputs["hx"], inputs["cx"]), *(inputs.get(n) for n in names))
 
