@@ -1,7 +1,8 @@
 // Local response normalisation across channels (Krizhevsky, Sutskever and Hinton 2012, section 3.3).
 //
-//   s[c] = k + alpha / size * sum of x[j]^2 over j in W(c),  W(c) = [c - size / 2, c + (size - 1) / 2] within
-//   [0, C) y[c] = x[c] / s[c]^beta
+//   s[c] = k + alpha / size * sum of x[j]^2 over j in W(c)
+//   W(c) = [c - size / 2, c + (size - 1) / 2] within [0, C)
+//   y[c] = x[c] / s[c]^beta
 //
 // As in torch, and unlike in the paper, alpha is divided by the window's size. The derivative formulas stand in
 // local_response_norm_math.h. Nothing is kept for backward, which finds s again from x.
