@@ -20,6 +20,8 @@ class NormalisedForwardSteps : public ForwardSteps<Variant::kLstm, scalar_t> {
   struct Loaded : Base::Loaded {
     acc_t kept[4];
   };
+  // What is under way while the group's product is made: registers are short there.
+  struct Nothing {};
   using Base::Base;
 
   __device__ __forceinline__ void run() {
@@ -30,47 +32,33 @@ class NormalisedForwardSteps : public ForwardSteps<Variant::kLstm, scalar_t> {
         cells(p_.plan, member_, this->shared_, kOfCell);
     const bool norm_h = p_.norm_h != nullptr, norm_c = p_.norm_c_weight != nullptr;
     const auto nothing = [](int, int) {};
-    const auto tell_cells = [&](int first, int samples) {
-      if (norm_c) cells.tell(first, samples, p_.H);
-    };
+    Ahead<Nothing> none;
     Ahead<Loaded> ahead;
     for (step_ = 0; step_ < p_.rows.T; ++step_) {
       active_ = member_.fewer_active(p_.plan, p_.rows, active_, step_);
       if (active_ == 0) break;
-      // What the gates take is loaded when it is their turn.
-      const auto load_first = [&](const Item& item) { return norm_h ? Loaded{} : this->load(item); };
-      load_ahead(p_.plan, member_, p_.H, active_, ahead, load_first);
       member_.wait(p_.plan);
       for_passes(
-          p_.plan, member_, p_.H, active_, ahead,
-          [&](int first, int samples) { this->multiply_state(first, samples); }, load_first,
-          [&](const Item& item, const Loaded& o) {
-            acc_t sums[4];
-            this->sums_of(kOfState, item, sums);
-            if (norm_h) {
-              keep_products(item, sums, products);
-            } else {
-              finish_c(item, o, sums, cells);
-            }
-          },
+          p_.plan, member_, p_.H, active_, none,
+          [&](int first, int samples) { this->multiply_state(first, samples); },
+          [](const Item&) { return Nothing{}; },
+          [&](const Item& item, const Nothing&) { keep_products(item, products); },
           [&](int first, int samples) {
-            if (norm_h) {
-              products.tell(first, samples, p_.H);
-            } else {
-              tell_cells(first, samples);
-            }
+            if (norm_h) products.tell(first, samples, p_.H);
           });
+      if (norm_h) member_.arrive(p_.plan);
+      const auto load = [&](const Item& item) { return this->load(item); };
+      load_ahead(p_.plan, member_, p_.H, active_, ahead, load);
       if (norm_h) {
-        member_.arrive(p_.plan);
-        const auto load = [&](const Item& item) { return this->load(item); };
-        load_ahead(p_.plan, member_, p_.H, active_, ahead, load);
         member_.wait(p_.plan);
         products.total(active_);
-        for_passes(
-            p_.plan, member_, p_.H, active_, ahead, nothing, load,
-            [&](const Item& item, const Loaded& o) { normalise_products(item, o, products, cells); },
-            tell_cells);
       }
+      for_passes(
+          p_.plan, member_, p_.H, active_, ahead, nothing, load,
+          [&](const Item& item, const Loaded& o) { make_c_of_products(item, o, products, cells); },
+          [&](int first, int samples) {
+            if (norm_c) cells.tell(first, samples, p_.H);
+          });
       if (norm_c) {
         member_.arrive(p_.plan);
         const auto load = [&](const Item& item) { return this->load_made(item); };
@@ -99,7 +87,7 @@ class NormalisedForwardSteps : public ForwardSteps<Variant::kLstm, scalar_t> {
   }
   __device__ __forceinline__ Loaded load(const Item& item) const {
     Loaded o{Base::load(item), {}};
-    if (p_.norm_h != nullptr) load_kept(item, o);
+    load_kept(item, o);
     return o;
   }
   __device__ __forceinline__ Loaded load_made(const Item& item) const {
@@ -114,8 +102,9 @@ class NormalisedForwardSteps : public ForwardSteps<Variant::kLstm, scalar_t> {
     if (p_.save && item.unit == 0) p_.statistics[o.row * kCellStatistics + which] = value;
   }
 
-  __device__ __forceinline__ void keep_products(const Item& item, const acc_t (&sums)[4],
-                                                const Cells& products) const {
+  __device__ __forceinline__ void keep_products(const Item& item, const Cells& products) const {
+    acc_t sums[4];
+    this->sums_of(kOfState, item, sums);
     Vec<acc_t, 4> all{};
     Moments<acc_t> moments{};
 #pragma unroll
@@ -127,8 +116,12 @@ class NormalisedForwardSteps : public ForwardSteps<Variant::kLstm, scalar_t> {
     store_vec(kept(item), all, true);
     products.put(item, moments);
   }
-  __device__ __forceinline__ void normalise_products(const Item& item, const Loaded& o, const Cells& products,
+  __device__ __forceinline__ void make_c_of_products(const Item& item, const Loaded& o, const Cells& products,
                                                      const Cells& cells) const {
+    if (p_.norm_h == nullptr) {
+      finish_c(item, o, o.kept, cells);
+      return;
+    }
     const Moments<acc_t> moments = products.of(item);
     const acc_t scale = scale_of(moments);
     acc_t scaled[4] = {};
