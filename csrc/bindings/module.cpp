@@ -9,6 +9,8 @@ using namespace fastnn::bindings;
 PYBIND11_MODULE(_C, m) {
   export_conv(m);
   export_max_pool(m);
+  export_average_pool(m);
+  export_pool_switches(m);
   export_batch_norm(m);
   export_batch_norm_act(m);
   export_lstm_cell(m);

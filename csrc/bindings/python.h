@@ -15,6 +15,8 @@ struct IntList : c10::SmallVector<int64_t, 3> {
 
 void export_conv(pybind11::module_& m);
 void export_max_pool(pybind11::module_& m);
+void export_average_pool(pybind11::module_& m);
+void export_pool_switches(pybind11::module_& m);
 void export_batch_norm(pybind11::module_& m);
 void export_batch_norm_act(pybind11::module_& m);
 void export_lstm_cell(pybind11::module_& m);
