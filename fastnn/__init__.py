@@ -9,6 +9,7 @@ one call of a batch norm and what stands around it, :func:`unfuse` undoes that, 
 from fastnn import _backend as _backend  # loads the compiled module, before anything that needs its ops
 from fastnn import _cache as _cache
 from fastnn import _fake as _fake
+from fastnn import _fake_pooling as _fake_pooling
 from fastnn import _fake_recurrence as _fake_recurrence
 from fastnn import _vmap as _vmap
 from fastnn import functional, nn

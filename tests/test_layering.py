@@ -46,22 +46,32 @@ COMPILED_USERS = {"fastnn/_backend.py", "fastnn/testing/emulation.py"}
 BACKEND_USERS = {
     "fastnn/__init__.py",
     "fastnn/functional.py",
+    "fastnn/_pooling.py",
     "fastnn/_recurrent.py",
     "fastnn/_cache.py",
     "fastnn/_info.py",
 }
-OPS_USERS = {"fastnn/functional.py", "fastnn/_recurrent.py", "fastnn/_vmap.py", "fastnn/_fused.py"}
+OPS_USERS = {
+    "fastnn/functional.py",
+    "fastnn/_pooling.py",
+    "fastnn/_recurrent.py",
+    "fastnn/_vmap.py",
+    "fastnn/_fused.py",
+}
 # Modules of the package that a file may import, by its place; the longest matching place counts.
 IMPORTS = {
     "fastnn/_version.py": (),
     "fastnn/_backend.py": ("fastnn._C",),
     "fastnn/_cache.py": ("fastnn._backend", "fastnn._version"),
     "fastnn/_fake.py": (),
+    "fastnn/_fake_pooling.py": ("fastnn._fake",),
     "fastnn/_fake_recurrence.py": ("fastnn._fake",),
     "fastnn/_vmap.py": (),
     "fastnn/_info.py": ("fastnn._backend", "fastnn._version"),
     "fastnn/_recurrent.py": ("fastnn._backend",),
-    "fastnn/functional.py": ("fastnn._backend", "fastnn._recurrent"),
+    "fastnn/_pooling.py": ("fastnn._backend",),
+    "fastnn/_pooling_by_output.py": ("fastnn._pooling",),
+    "fastnn/functional.py": ("fastnn._backend", "fastnn._pooling", "fastnn._pooling_by_output", "fastnn._recurrent"),
     "fastnn/nn/": ("fastnn.functional", "fastnn.nn"),
     "fastnn/convert.py": ("fastnn.functional", "fastnn.nn"),
     "fastnn/_fused.py": ("fastnn.functional", "fastnn.nn"),

@@ -34,7 +34,28 @@ from fastnn.nn.batchnorm import (
     LazyBatchNorm3d,
 )
 from fastnn.nn.conv import Conv2d, LazyConv2d
-from fastnn.nn.pooling import MaxPool2d
+from fastnn.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    FractionalMaxPool2d,
+    FractionalMaxPool3d,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
+)
 from fastnn.nn.rnn import GRU, LSTM, MUT1, MUT2, MUT3, RNN
 from fastnn.nn.rnn_cell import GRUCell, LSTMCell, MUT1Cell, MUT2Cell, MUT3Cell, RNNCell
 
@@ -42,19 +63,38 @@ if TYPE_CHECKING:
     from torch.nn import *  # noqa: F403 - what falls through, for type checkers
 
 IMPLEMENTED: tuple[type[torch.nn.Module], ...] = (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
     Conv2d,
+    FractionalMaxPool2d,
+    FractionalMaxPool3d,
     GRU,
     GRUCell,
+    LPPool1d,
+    LPPool2d,
+    LPPool3d,
     LSTM,
     LSTMCell,
     LazyBatchNorm1d,
     LazyBatchNorm2d,
     LazyBatchNorm3d,
     LazyConv2d,
+    MaxPool1d,
     MaxPool2d,
+    MaxPool3d,
+    MaxUnpool1d,
+    MaxUnpool2d,
+    MaxUnpool3d,
     RNN,
     RNNCell,
 )
