@@ -23,11 +23,12 @@ from fastnn.testing.cases import CASES, PRECISE, TORCH, affordable_in_emulator
 from fastnn.testing.judge import find_fault, measure, ulp
 
 # A case of each op, all of its directions among them.
-FEW = ("--case", "3x3|indices|4d|2x3x4", "--device", "cpu")
+FEW = ("--case", "3x3|indices|max3|4d|2x3x4", "--device", "cpu")
 FEWER = (*FEW, "--dtype", "float32", "--layout", "contiguous")
 DIRECTIONS = {
     "conv2d": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
     "max_pool2d": {"output", "indices", "gradient of input", "second derivative"},
+    "pooling": {"output", "indices", "gradient of input", "second derivative"},
     "batch_norm": {
         "output", "gradient of input", "gradient of weight", "gradient of bias", "running_mean", "running_var",
         "second derivative",
@@ -66,7 +67,7 @@ def test_a_few_cases_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record["schema"] == 1
     assert record["complete"] is record["passed"] is True
     assert record["failures"] == []
-    assert record["runs"] == 4 * 2 * 2
+    assert record["runs"] == 5 * 2 * 2
     assert record["machine"]["torch"] == torch.__version__
     assert record["arguments"]["dtype"] == list(dtypes)
     assert record["seconds"] > 0
@@ -208,7 +209,7 @@ def test_an_interrupted_check_prints_what_it_found(
     assert record["runs"] == 2
     assert record["groups"]
     printed = capsys.readouterr().out
-    assert "INCOMPLETE, 2 of 4 runs were done; nothing wrong so far" in printed
+    assert "INCOMPLETE, 2 of 5 runs were done; nothing wrong so far" in printed
     assert "gradient of input" in printed
 
 
@@ -238,6 +239,9 @@ def test_random_cases_are_valid_and_cover_the_options(op: str):
         assert any(case.dilation != 1 for case in cases)
         assert {"same", "valid"} <= {case.padding for case in cases}
         assert {len(case.shape) for case in cases} == {3, 4}
+    elif op == "pooling":
+        assert {case.rank for case in cases} == {1, 2, 3}
+        assert {"lp_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"} <= {case.kind for case in cases}
     elif op == "max_pool2d":
         assert {case.ceil_mode for case in cases} == {True, False}
         assert any(case.dilation != 1 for case in cases)
@@ -265,7 +269,7 @@ def test_random_cases_come_from_the_seed(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--op", "conv3d"], "unknown op 'conv3d': choose from conv2d, max_pool2d, batch_norm, lstm_cell"),
+        (["--op", "conv3d"], "unknown op 'conv3d': choose from conv2d, max_pool2d, pooling, batch_norm, lstm_cell"),
         (["--dtype", "int8"], "unknown dtype 'int8': choose from float64, float32, bfloat16, float16"),
         (["--layout", "nhwc"], "unknown layout 'nhwc': choose from contiguous, channels_last, sliced"),
         (["--device", "tpu"], "unknown device 'tpu': choose cpu, cuda, cuda:N or emulated"),
@@ -314,7 +318,11 @@ def test_help(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["check", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
-    for words in ("--random-case SEED:INDEX", "conv2d, max_pool2d, batch_norm, lstm_cell", "Exit status: 0 passed; 1"):
+    for words in (
+        "--random-case SEED:INDEX",
+        "conv2d, max_pool2d, pooling, batch_norm, lstm_cell",
+        "Exit status: 0 passed; 1",
+    ):
         assert words in printed
     assert "--plant" not in printed
 

@@ -18,6 +18,13 @@ import fastnn
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "Conv2d": lambda: nn.Conv2d(3, 4, 3, padding=1),
     "MaxPool2d": lambda: nn.MaxPool2d(2),
+    **{f"MaxPool{r}d": (lambda r=r: getattr(nn, f"MaxPool{r}d")(2)) for r in (1, 3)},
+    **{f"MaxUnpool{r}d": (lambda r=r: getattr(nn, f"MaxUnpool{r}d")(2)) for r in (1, 2, 3)},
+    **{f"AvgPool{r}d": (lambda r=r: getattr(nn, f"AvgPool{r}d")(2)) for r in (1, 2, 3)},
+    **{f"LPPool{r}d": (lambda r=r: getattr(nn, f"LPPool{r}d")(2, 2)) for r in (1, 2, 3)},
+    **{f"AdaptiveAvgPool{r}d": (lambda r=r: getattr(nn, f"AdaptiveAvgPool{r}d")(2)) for r in (1, 2, 3)},
+    **{f"AdaptiveMaxPool{r}d": (lambda r=r: getattr(nn, f"AdaptiveMaxPool{r}d")(3)) for r in (1, 2, 3)},
+    **{f"FractionalMaxPool{r}d": (lambda r=r: getattr(nn, f"FractionalMaxPool{r}d")(2, 2)) for r in (2, 3)},
     "BatchNorm1d": lambda: nn.BatchNorm1d(3),
     "BatchNorm2d": lambda: nn.BatchNorm2d(3),
     "BatchNorm3d": lambda: nn.BatchNorm3d(3),
@@ -35,6 +42,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 INPUT_SIZES = {
     "Conv2d": (2, 3, 6, 7),
     "MaxPool2d": (2, 3, 6, 7),
+    **{
+        f"{name}{rank}d": (2, 3, 4, 6, 7)[: 2 + rank]
+        for name in ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+        for rank in (1, 2, 3)
+    },
     "BatchNorm1d": (4, 3),
     "BatchNorm2d": (2, 3, 6, 7),
     "BatchNorm3d": (2, 3, 2, 3, 4),

@@ -69,6 +69,20 @@ LAYERS = [
     Layer("MaxPool2d", (2,), {}, IMAGE),
     Layer("MaxPool2d", (3, 2, 1), {"ceil_mode": True}, IMAGE, "ceil"),
     Layer("MaxPool2d", (2,), {}, ((4, 7, 6),), "unbatched"),
+    Layer("MaxPool1d", (3, 2), {"padding": 1}, ((2, 4, 9),)),
+    Layer("MaxPool3d", (2,), {"stride": 1}, ((2, 4, 3, 4, 5),)),
+    Layer("AvgPool1d", (3,), {"padding": 1}, ((2, 4, 9),)),
+    Layer("AvgPool2d", (3, 2, 1), {"ceil_mode": True, "divisor_override": 4}, IMAGE),
+    Layer("AvgPool3d", (2,), {"count_include_pad": False, "padding": 1}, ((2, 4, 3, 4, 5),)),
+    Layer("LPPool1d", (2, 3), {}, ((2, 4, 9),)),
+    Layer("LPPool2d", (2, 3), {"stride": 2}, IMAGE),
+    Layer("LPPool3d", (2, 2), {}, ((2, 4, 3, 4, 5),)),
+    Layer("AdaptiveAvgPool1d", (4,), {}, ((2, 4, 9),)),
+    Layer("AdaptiveAvgPool2d", ((3, None),), {}, IMAGE),
+    Layer("AdaptiveAvgPool3d", (1,), {}, ((2, 4, 3, 4, 5),)),
+    Layer("AdaptiveMaxPool1d", (4,), {}, ((2, 4, 9),)),
+    Layer("AdaptiveMaxPool2d", ((3, None),), {}, IMAGE),
+    Layer("AdaptiveMaxPool3d", (2,), {}, ((2, 4, 3, 4, 5),)),
     Layer("BatchNorm1d", (4,), {}, ((5, 4),)),
     Layer("BatchNorm1d", (4,), {}, ((5, 4, 3),), "3-D"),
     Layer("BatchNorm2d", (4,), {}, IMAGE),
@@ -87,8 +101,9 @@ LAYERS = [
     Layer("GRUCell", (4, 5), {}, ((4,),), "unbatched"),
     Layer("RNNCell", (4, 5), {}, ((3, 4), (3, 5))),
 ]
+CHOSEN = ("AvgPool2d", "LPPool2d", "AdaptiveMaxPool2d", "BatchNorm2d", "LSTM", "GRU")
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.id)
-ONE_OF_EACH = [LAYERS[0], LAYERS[6], LAYERS[11], LAYERS[16], LAYERS[21]]
+ONE_OF_EACH = [LAYERS[0], LAYERS[6], *(layer for layer in LAYERS if layer.id in CHOSEN)]
 one_of_each = pytest.mark.parametrize("layer", ONE_OF_EACH, ids=lambda layer: layer.id)
 
 
@@ -121,7 +136,7 @@ def test_state_dicts_are_interchangeable(layer: Layer):
 
 @every_layer
 def test_values_gradients_and_buffers_are_torch_s(layer: Layer):
-    stock, ours = layer.pair(**{} if layer.name == "MaxPool2d" else {"dtype": torch.float64})
+    stock, ours = layer.pair(**{} if "Pool" in layer.name else {"dtype": torch.float64})
     inputs = layer.inputs(torch.float64)
     for _ in range(2):  # twice, so that the running statistics have moved from where they began
         torch.testing.assert_close(loss_gradients(layer, ours, inputs), loss_gradients(layer, stock, inputs))
@@ -145,7 +160,7 @@ def test_copies(layer: Layer, clone: Callable[[nn.Module], nn.Module]):
 
 @every_layer
 def test_layers_on_the_meta_device(layer: Layer):
-    module = layer.make(fastnn.nn, **{} if layer.name == "MaxPool2d" else {"device": "meta"})
+    module = layer.make(fastnn.nn, **{} if "Pool" in layer.name else {"device": "meta"})
     real = layer.call(layer.make(fastnn.nn), layer.inputs())
     out = layer.call(module, [x.to("meta") for x in layer.inputs()])
     assert (out.shape, out.dtype, out.stride()) == (real.shape, real.dtype, real.stride())
@@ -315,7 +330,7 @@ def test_tensor_subclasses_see_the_op():
 @one_of_each
 def test_torch_func(layer: Layer, recwarn: pytest.WarningsRecorder):
     """Gradients, Jacobians and per-sample gradients through a functional call, against torch's layer."""
-    stock, ours = (m.eval() for m in layer.pair(**{} if layer.name == "MaxPool2d" else {"dtype": torch.float64}))
+    stock, ours = (m.eval() for m in layer.pair(**{} if "Pool" in layer.name else {"dtype": torch.float64}))
     inputs = layer.inputs(torch.float64)
     parameters = {name: value.detach() for name, value in stock.named_parameters()}
     buffers = dict(stock.named_buffers())

@@ -10,20 +10,37 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_methods_invocations import op_db, wrapper_set_seed
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fastnn
 
-FUNCTIONS = ["conv2d", "max_pool2d", "batch_norm"]
+RANKED = ("max_pool", "max_unpool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
+POOLING = [f"{name}{rank}d" for name in RANKED for rank in (1, 2, 3)] + [
+    f"fractional_max_pool{rank}d" for rank in (2, 3)
+]
+FUNCTIONS = ["conv2d", *(name for name in POOLING if not name.startswith("lp_")), "batch_norm"]  # op_db has no L_p
 RECURRENT = ["LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell"]
-LAYERS = ["Conv2d", "LazyConv2d", "MaxPool2d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", *RECURRENT]
+POOLS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+POOLING_LAYERS = [f"{name}{rank}d" for name in POOLS for rank in (1, 2, 3) if f"{name}{rank}d" != "LPPool3d"]
+LAYERS = [
+    "Conv2d",
+    "LazyConv2d",
+    *POOLING_LAYERS,
+    "FractionalMaxPool2d",
+    "FractionalMaxPool3d",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    *RECURRENT,
+]
 DTYPES = [torch.float32, torch.float64]
 # Room for another order of summation, far below a wrong term: relative, and absolute at the scale of the tensor.
 TOLERANCE = {torch.float32: (1e-4, 2e-5), torch.float64: (1e-9, 1e-10)}
@@ -125,7 +142,11 @@ def function_samples(name: str, dtype: torch.dtype) -> Iterator[tuple[Any, Any]]
 )
 def test_function_samples(name, variant, dtype):
     ours, count = getattr(fastnn.functional, name), 0
+    if name.startswith("fractional"):
+        ours = partial(wrapper_set_seed, ours)  # as op_db wraps torch's
     for index, (op, sample) in enumerate(function_samples(name, dtype)):
+        if variant == "channels_last" and name.endswith("pool3d") and sample.input.dim() == 4:
+            continue  # a volume without a batch: torch refuses it
         inputs = (sample.input, tuple(sample.args), sample.kwargs)
 
         def make(function, inputs=inputs):
@@ -152,7 +173,7 @@ def test_function_error_inputs(name):
             with pytest.raises(error.error_type):
                 ours(sample.input, *sample.args, **sample.kwargs)
             count += 1
-    assert count or name == "conv2d" or name == "batch_norm"
+    assert count or name in ("conv2d", "batch_norm") or name.startswith("fractional")
 
 
 def module_samples(name: str, dtype: torch.dtype, training: bool) -> Iterator[Any]:

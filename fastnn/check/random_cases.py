@@ -11,7 +11,17 @@ import math
 from random import Random
 from typing import Any
 
-from fastnn.testing.cases import PRECISE, WIDE_RANGE, BatchNormCase, Case, Conv2dCase, LstmCellCase, MaxPool2dCase, Pair
+from fastnn.testing.cases import (
+    PRECISE,
+    WIDE_RANGE,
+    BatchNormCase,
+    Case,
+    Conv2dCase,
+    LstmCellCase,
+    MaxPool2dCase,
+    Pair,
+    PoolingCase,
+)
 from fastnn.testing.reference import conv2d_padding, pair, pool_out_size
 
 EDGES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
@@ -30,7 +40,13 @@ def random_case(op: str, seed: int, index: int) -> Case:
         index: place in the series, from 0.
     """
     random = Random(f"{op} {seed} {index}")
-    draw = {"conv2d": _conv2d, "max_pool2d": _max_pool2d, "batch_norm": _batch_norm, "lstm_cell": _lstm_cell}[op]
+    draw = {
+        "conv2d": _conv2d,
+        "max_pool2d": _max_pool2d,
+        "pooling": _pooling,
+        "batch_norm": _batch_norm,
+        "lstm_cell": _lstm_cell,
+    }[op]
     while True:
         drawn = draw(random)
         if drawn is not None:
@@ -139,6 +155,56 @@ def _max_pool2d(random: Random) -> Drawn:
         "return_indices": random.random() < 0.5,
     }
     return MaxPool2dCase, work, options | _values(random, "ties", "nonfinite", "minus_inf", "integers", "huge")
+
+
+# Outputs that an oracle computes one by one.
+LARGEST_POOLED = 4096
+
+
+def _pooling(random: Random) -> Drawn:
+    kind = random.choice(("max_pool", "avg_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"))
+    rank = random.choice((1, 3) if kind == "max_pool" else (1, 2, 2, 3))
+    extent = [_size(random, 129 if rank < 3 else 17) for _ in range(rank)]
+    options: dict[str, Any]
+    if kind.startswith("adaptive"):
+        out = [random.choice((1, random.randint(1, 9), size)) for size in extent]
+        options = {"output_size": out[0] if rank == 1 else tuple(out)}
+    else:
+        kernel = [random.randint(1, random.choice((2, 3, 5, 17))) for _ in range(rank)]
+        stride = [random.randint(1, 5) for _ in range(rank)]
+        ceil_mode = random.random() < 0.4
+        padding = [0 if kind == "lp_pool" else random.randint(0, k // 2) for k in kernel]
+        sizes = zip(extent, kernel, stride, padding, strict=True)
+        out = [pool_out_size(size, k, s, p, 1, ceil_mode) for size, k, s, p in sizes]
+        # torch refuses volumes that are smaller than the window.
+        if min(out) < 1 or any(k > size for k, size in zip(kernel, extent, strict=True)):
+            return None
+        # torch multiplies by the kernel of lp_pool1d, which must be a number.
+        options = {
+            "kernel_size": kernel[0] if rank == 1 else tuple(kernel),
+            "stride": tuple(stride),
+            "ceil_mode": ceil_mode,
+        }
+        if kind != "lp_pool":
+            options["padding"] = tuple(padding)
+        if kind == "avg_pool":
+            options["count_include_pad"] = random.random() < 0.5
+            if rank > 1 and random.random() < 0.2:
+                options["divisor_override"] = random.choice((-3, 1, 7))
+        if kind == "lp_pool":
+            options["norm_type"] = random.choice((1, 2, 2, 3))
+    batch, channels = _batch(random), _size(random, 129)
+    planes = max(batch, 1) * channels
+    if math.prod(out) > LARGEST_POOLED or planes * math.prod(extent) > LARGEST_TENSOR:
+        return None
+    fields: dict[str, Any] = {
+        "kind": kind,
+        "rank": rank,
+        "shape": (channels, *extent) if random.random() < 0.1 else (batch, channels, *extent),
+        "arguments": tuple(options.items()),
+    }
+    values = _values(random, "nonfinite", "huge") if kind != "lp_pool" else {"dtypes": WIDE_RANGE}
+    return PoolingCase, planes * math.prod(extent) * 4, fields | values
 
 
 def _batch_norm(random: Random) -> Drawn:
