@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 SCHEMA = 1
-OPS = ("conv2d", "max_pool2d", "batch_norm", "batch_norm_relu", "lstm_cell", "lstm", "gru", "rnn", "network")
+OPS = (
+    "conv2d",
+    "max_pool2d",
+    "avg_pool2d",
+    "batch_norm",
+    "batch_norm_relu",
+    "lstm_cell",
+    "lstm",
+    "gru",
+    "rnn",
+    "network",
+)
 LAYOUTS = ("contiguous", "channels_last")
 DIRECTIONS = ("forward", "backward", "inference", "training_step")
 

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastnn.bench.layers import Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
+from fastnn.bench.layers import Average, Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
 from fastnn.bench.recurrent import Cell, GruRecurrence, Recurrence, RnnRecurrence
 
@@ -19,6 +19,7 @@ SUITES = {
     **{name: f"the distinct layers of {name}: convolution, max pooling, batch norm" for name in NETWORKS},
     "lstm": "LSTM cells; LSTM, GRU and RNN sequences",
     "pool": "max pooling: overlapping and not, large and small planes",
+    "average": "average, L2 and adaptive pooling: overlapping and not, global",
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
     "fused": "batch norm with a ReLU, and with a residual before it, against torch's layers one after the other",
     "models": "whole networks: inference and a training step",
@@ -184,6 +185,21 @@ def _pool(batch: int) -> list[Layer]:
     ]
 
 
+def _average(batch: int) -> list[Layer]:
+    return [
+        Average(batch, 64, 112, 112, 3, 2, 1),
+        Average(batch, 192, 28, 28, 3, 1, 1),
+        Average(batch, 64, 112, 112, 2, 2),
+        Average(batch, 256, 14, 14, 2, 2),
+        Average(batch, 64, 112, 112, 2, 2, l2=True),
+        Average(batch, 192, 28, 28, 3, 1, l2=True),
+        Average(batch, 2048, 7, 7, 0),
+        Average(batch, 256, 56, 56, 0),
+        Average(batch, 256, 13, 13, 0, size=6),
+        Average(batch, 512, 14, 14, 0, size=7),
+    ]
+
+
 def _norm(batch: int) -> list[Layer]:
     training = [
         Norm(batch, 64, 112, 112),
@@ -206,7 +222,7 @@ def _models(batch: int) -> list[Layer]:
     return [WholeNetwork(name, batch) for name in NETWORKS]
 
 
-_BY_HAND = {"lstm": _lstm, "pool": _pool, "norm": _norm, "fused": _fused, "models": _models}
+_BY_HAND = {"lstm": _lstm, "pool": _pool, "average": _average, "norm": _norm, "fused": _fused, "models": _models}
 
 
 def rows(suites: Iterable[str], batch: int, dtypes: Iterable[str], quick_flops: float | None = None) -> list[Row]:
