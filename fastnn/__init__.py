@@ -10,6 +10,7 @@ from fastnn import _backend as _backend  # loads the compiled module, before any
 from fastnn import _cache as _cache
 from fastnn import _fake as _fake
 from fastnn import _fake_normalisation as _fake_normalisation
+from fastnn import _fake_pooling as _fake_pooling
 from fastnn import _fake_recurrence as _fake_recurrence
 from fastnn import _vmap as _vmap
 from fastnn import _vmap_normalisation as _vmap_normalisation

@@ -70,8 +70,10 @@ decompose_under_vmap(
     "conv_transpose3d",
     "locally_connected1d",
     "locally_connected2d",
-    "max_pool2d",
-    "max_pool2d_with_indices",
+    *(f"{name}{rank}d" for name in ("max_pool", "avg_pool", "lp_pool", "max_unpool") for rank in (1, 2, 3)),
+    *(f"max_pool{rank}d_with_indices" for rank in (1, 2, 3)),
+    *(f"adaptive_{kind}_pool{rank}d" for kind in ("avg", "max") for rank in (1, 2, 3)),
+    *(f"fractional_max_pool{rank}d" for rank in (2, 3)),
     "maxout",
     "batch_norm",
     "batch_norm_act",
@@ -237,6 +239,56 @@ def _max_pool_gather(info: Any, in_dims: _Dims, input: Tensor, offsets: Tensor, 
     size = info.batch_size
     x, o = _into_first(input, in_dims[0], size), _into_first(offsets, in_dims[1], size)
     return _out_of(torch.ops.fastnn.max_pool_gather(x, o, *options), 0, size), 0
+
+
+# ---- average pooling, L_p pooling, pooling with switches ---------------------------------------------------
+
+
+def _registered_folding_first(name: str, *, sized: bool = False, tensors: int = 1, outputs: int = 1) -> None:
+    """Registers an op whose leading tensors have a batch first; ``sized`` where its next argument begins with that."""
+    op = getattr(torch.ops.fastnn, name)
+
+    def rule(info: Any, in_dims: _Dims, *arguments: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+        folded = [_into_first(t, d, size) for t, d in zip(arguments[:tensors], in_dims, strict=False)]
+        options = list(arguments[tensors:])
+        if sized:
+            options[0] = [size * options[0][0], *options[0][1:]]
+        if outputs == 1:
+            return _out_of(op(*folded, *options), 0, size), 0
+        return tuple(_out_of(result, 0, size) for result in op(*folded, *options)), (0,) * outputs
+
+    register_vmap(f"fastnn::{name}", rule)
+
+
+_registered_folding_first("average_pool")
+_registered_folding_first("average_pool_backward", sized=True)
+_registered_folding_first("lp_pool")
+_registered_folding_first("lp_pool_backward", tensors=3)
+_registered_folding_first("switch_gather", tensors=2)
+_registered_folding_first("switch_sum", tensors=2)
+_registered_folding_first("switch_place", tensors=2)
+
+
+@register_vmap("fastnn::switch_pool")
+def _switch_pool(
+    info: Any,
+    in_dims: _Dims,
+    input: Tensor,
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    samples: Tensor | None,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    size = info.batch_size
+    if samples is not None and in_dims[3] is None:
+        samples = samples[: input.shape[0] if in_dims[0] is None else input.select(in_dims[0], 0).shape[0]]
+    folded = (
+        _into_first(input, in_dims[0], size),
+        output_size,
+        kernel_size,
+        _optional(_into_first, samples, in_dims[3], size),
+    )
+    return tuple(_out_of(result, 0, size) for result in torch.ops.fastnn.switch_pool(*folded)), (0, 0)
 
 
 # ---- batch normalisation ------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ Nothing is computed here. Each function calls the op of the same name: through p
 call on tiny tensors where ``torch.ops`` costs 3.5 us; or through ``torch.ops`` where the call must be seen as
 an op: while Dynamo traces, and for arguments or modes that override torch functions (an FX proxy, a tensor
 subclass). Either way the dispatcher is next, with autograd, autocast, fake tensors and transforms. Convolutions stand
-in ``fastnn/_convolution.py``, recurrent functions in ``fastnn/_recurrent.py``, norms other than batch norm in
-``fastnn/_normalisation.py``, activations in ``fastnn/_activation.py``.
+in ``fastnn/_convolution.py``, pooling in ``fastnn/_pooling.py`` and ``fastnn/_pooling_by_output.py``, recurrent
+functions in ``fastnn/_recurrent.py``, norms other than batch norm in ``fastnn/_normalisation.py``, activations in
+``fastnn/_activation.py``.
 
 Types: float64, float32, bfloat16 and float16; the last two accumulate in float32. Layouts: contiguous and
 ``channels_last`` are both native, and the output keeps the input's; other strides work. Devices: CPU, and CUDA
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as _torch_functional
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
-from torch.overrides import has_torch_function_unary, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from fastnn._activation import maxout
 from fastnn._backend import _C
@@ -36,6 +37,38 @@ from fastnn._convolution import (
     locally_connected2d,
 )
 from fastnn._normalisation import group_norm, instance_norm, local_response_norm
+from fastnn._pooling import (
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool1d_with_indices,
+    max_pool2d,
+    max_pool2d_with_indices,
+    max_pool3d,
+    max_pool3d_with_indices,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
+from fastnn._pooling_by_output import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool1d_with_indices,
+    adaptive_max_pool2d,
+    adaptive_max_pool2d_with_indices,
+    adaptive_max_pool3d,
+    adaptive_max_pool3d_with_indices,
+    fractional_max_pool2d,
+    fractional_max_pool2d_with_indices,
+    fractional_max_pool3d,
+    fractional_max_pool3d_with_indices,
+)
 from fastnn._recurrent import GATE_ACTIVATIONS as GATE_ACTIVATIONS
 from fastnn._recurrent import gru, gru_cell, lstm, lstm_cell, mut, mut_cell, rnn, rnn_cell
 from fastnn._sync_batch_norm import sync_batch_norm
@@ -44,6 +77,18 @@ if TYPE_CHECKING:
     from torch.nn.functional import *  # noqa: F403 - what falls through, for type checkers
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool1d_with_indices",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool2d_with_indices",
+    "adaptive_max_pool3d",
+    "adaptive_max_pool3d_with_indices",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
     "batch_norm",
     "batch_norm_add_relu",
     "batch_norm_relu",
@@ -54,6 +99,10 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "fractional_max_pool2d",
+    "fractional_max_pool2d_with_indices",
+    "fractional_max_pool3d",
+    "fractional_max_pool3d_with_indices",
     "group_norm",
     "gru",
     "gru_cell",
@@ -61,10 +110,20 @@ __all__ = [
     "local_response_norm",
     "locally_connected1d",
     "locally_connected2d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
     "lstm",
     "lstm_cell",
+    "max_pool1d",
+    "max_pool1d_with_indices",
     "max_pool2d",
     "max_pool2d_with_indices",
+    "max_pool3d",
+    "max_pool3d_with_indices",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "maxout",
     "mut",
     "mut_cell",
@@ -114,83 +173,6 @@ def conv2d_relu(
     if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
         return torch.ops.fastnn.conv2d(*arguments)
     return _C.conv2d(*arguments)
-
-
-def max_pool2d_with_indices(
-    input: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """:func:`max_pool2d` with the place of each maximum.
-
-    Args:
-        input: ``[N, C, H, W]`` or ``[C, H, W]``.
-        kernel_size: see :func:`max_pool2d`, also for the four that follow.
-        stride: None for ``kernel_size``.
-        padding: at most half of ``kernel_size``.
-        dilation: at least 1.
-        ceil_mode: whether the last window may hang over the end.
-        return_indices: has no effect; it is here because torch's function has it.
-
-    Returns:
-        The maxima and, int64 of the same shape, the place of each: ``h * W + w`` in its plane of the input, as
-        ``torch.nn.functional.max_unpool2d`` takes them.
-
-    Raises:
-        RuntimeError: as :func:`max_pool2d`.
-    """
-    stride = [] if stride is None else stride
-    if is_dynamo_compiling() or has_torch_function_unary(input):
-        return torch.ops.fastnn.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
-    return _C.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
-
-
-def max_pool2d(
-    input: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Maximum over windows of each plane.
-
-    ``y[n, c, p, q] = max over r, s of
-    x[n, c, p * stride - padding + r * dilation, q * stride - padding + s * dilation]``, over positions in x.
-
-    A NaN wins over every number; among equal values the first in row-major order has the gradient. Backward
-    needs one byte for each output (windows of up to 256 places), not torch's eight.
-
-    Args:
-        input: ``[N, C, H, W]``, or ``[C, H, W]`` for one image.
-        kernel_size: height and width of the window, one number or a pair.
-        stride: step of the window, in input positions; None for ``kernel_size``.
-        padding: positions of -inf on each side, at most half of ``kernel_size``.
-        dilation: distance between the window's elements, in input positions.
-        ceil_mode: round the output size up, so that the last window may hang over the end; it still begins
-            inside the input or its leading padding.
-        return_indices: return the places of the maxima too, see :func:`max_pool2d_with_indices`.
-
-    Returns:
-        ``[N, C, P, Q]`` (``[C, P, Q]`` for one image), where
-        ``P = floor((H + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1``, likewise Q; with
-        ``return_indices`` a pair of that and the int64 places.
-
-    Raises:
-        RuntimeError: for an input of another rank, a type that fastnn has no kernel for, a stride, kernel or
-            dilation below 1, a padding above half of the kernel, or an empty output plane.
-    """
-    if return_indices:
-        return max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
-    stride = [] if stride is None else stride
-    if is_dynamo_compiling() or has_torch_function_unary(input):
-        return torch.ops.fastnn.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
-    return _C.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def batch_norm(

@@ -23,11 +23,12 @@ from fastnn.testing.cases import CASES, PRECISE, TORCH, affordable_in_emulator
 from fastnn.testing.judge import find_fault, measure, ulp
 
 # A case of each op, all of its directions among them.
-FEW = ("--case", "3x3|indices|4d|2x3x4", "--device", "cpu")
+FEW = ("--case", "3x3|indices|max3|4d|2x3x4", "--device", "cpu")
 FEWER = (*FEW, "--dtype", "float32", "--layout", "contiguous")
 DIRECTIONS = {
     "conv2d": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
     "max_pool2d": {"output", "indices", "gradient of input", "second derivative"},
+    "pooling": {"output", "indices", "gradient of input", "second derivative"},
     "batch_norm": {
         "output", "gradient of input", "gradient of weight", "gradient of bias", "running_mean", "running_var",
         "second derivative",
@@ -70,7 +71,7 @@ def test_a_few_cases_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record["schema"] == 1
     assert record["complete"] is record["passed"] is True
     assert record["failures"] == []
-    assert record["runs"] == 4 * 2 * 2
+    assert record["runs"] == 5 * 2 * 2
     assert record["machine"]["torch"] == torch.__version__
     assert record["arguments"]["dtype"] == list(dtypes)
     assert record["seconds"] > 0
@@ -212,7 +213,7 @@ def test_an_interrupted_check_prints_what_it_found(
     assert record["runs"] == 2
     assert record["groups"]
     printed = capsys.readouterr().out
-    assert "INCOMPLETE, 2 of 4 runs were done; nothing wrong so far" in printed
+    assert "INCOMPLETE, 2 of 5 runs were done; nothing wrong so far" in printed
     assert "gradient of input" in printed
 
 
@@ -251,6 +252,9 @@ def test_random_cases_are_valid_and_cover_the_options(op: str):
         else:
             assert {"same", "valid"} <= {case.padding for case in cases}
         assert {len(case.shape) for case in cases} == {rank + 1, rank + 2}
+    elif op == "pooling":
+        assert {case.rank for case in cases} == {1, 2, 3}
+        assert {"lp_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool"} <= {case.kind for case in cases}
     elif op == "max_pool2d":
         assert {case.ceil_mode for case in cases} == {True, False}
         assert any(case.dilation != 1 for case in cases)

@@ -146,6 +146,9 @@ def sample_norm_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     }
 
 
+SWITCHES = torch.arange(6).view(1, 1, 3, 2).mul(3).repeat(2, 3, 1, 1)
+
+
 def dispatcher_calls() -> list[Any]:
     x, w, b, g = t(2, 4, 6, 5), t(6, 2, 3, 2), t(6), t(2, 6, 4, 4)
     image = t(2, 3, 6, 4)
@@ -222,6 +225,36 @@ def dispatcher_calls() -> list[Any]:
             ops.max_pool_gather.default,
             (image, offsets_of(image), [2, 2], [2, 2], [0, 0], ONE),
         ),
+        "max_pool1d": (ops.max_pool1d.default, (t(2, 3, 8), [3], [2], [1])),
+        "max_pool3d": (ops.max_pool3d_with_indices.default, (t(1, 2, 3, 4, 5), [2, 2, 2])),
+        "avg_pool2d": (ops.avg_pool2d.default, (image, [2, 2], [], [1, 1], True, False, 3)),
+        "average_pool": (ops.average_pool.default, (image, [3, 2], [2, 2], [2, 2], NONE[:2], True, None)),
+        "average_pool-channels_last": (
+            ops.average_pool.default,
+            (channels_last(image), [4, 3], [], [], [], False, None),
+        ),
+        "average_pool_backward": (
+            ops.average_pool_backward.default,
+            (t(2, 3, 3, 2), [2, 3, 6, 4], [2, 2], [2, 2], NONE[:2], True, None),
+        ),
+        "lp_pool2d": (ops.lp_pool2d.default, (image, 2.0, [2, 2])),
+        "lp_pool": (ops.lp_pool.default, (image, [3, 2], [2, 2], [2, 2], 2.0)),
+        "lp_pool_backward": (
+            ops.lp_pool_backward.default,
+            (t(2, 3, 3, 2, grad=False), image.detach(), t(2, 3, 3, 2, grad=False), [2, 2], [2, 2], 2.0),
+        ),
+        "adaptive_avg_pool2d": (ops.adaptive_avg_pool2d.default, (image, [4, 3])),
+        "adaptive_max_pool2d": (ops.adaptive_max_pool2d.default, (image, [4, 3])),
+        "adaptive_max_pool2d-even": (ops.adaptive_max_pool2d.default, (channels_last(image), [3, 2])),
+        "fractional_max_pool2d": (
+            ops.fractional_max_pool2d.default,
+            (image, [2, 2], [3, 2], torch.rand(2, 3, 2)),
+        ),
+        "max_unpool2d": (ops.max_unpool2d.default, (t(2, 3, 3, 2), SWITCHES, [2, 2])),
+        "switch_gather": (ops.switch_gather.default, (image, SWITCHES)),
+        "switch_sum": (ops.switch_sum.default, (t(2, 3, 3, 2), SWITCHES, [6, 4])),
+        "switch_place": (ops.switch_place.default, (channels_last(t(2, 3, 3, 2)), SWITCHES, [6, 4])),
+        "switch_pool": (ops.switch_pool.default, (channels_last(image), [4, 3], [], None)),
         "batch_norm": (ops.batch_norm.default, (image, t(3), t(3), None, None, None, True, 0.1, 1e-5)),
         "batch_norm-running": (ops.batch_norm.default, (image, t(3), t(3), mean, var, count, True, None, 1e-5)),
         "batch_norm-eval": (ops.batch_norm.default, (image, None, t(3), mean, var, count, False, 0.1, 1e-5)),
@@ -419,6 +452,19 @@ def block_end(f: Any) -> Callable[..., Tensor]:
     return net
 
 
+def pooling_net(f: Any) -> Callable[..., Tensor]:
+    """Average, L_p, adaptive and unpooling, one after another."""
+
+    def net(x: Tensor) -> Tensor:
+        y = f.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+        y = f.lp_pool2d(y, 2, 2, 1) + f.adaptive_avg_pool2d(y, (6, 5))
+        y, places = f.adaptive_max_pool2d(y, (3, 4), return_indices=True)
+        y = f.max_unpool2d(y, places, 2, output_size=(6, 8))
+        return (y.flatten(2).sum(2, keepdim=True) + f.avg_pool1d(y.flatten(2), 5)).square()
+
+    return net
+
+
 def norm_eval_net(f: Any) -> Callable[..., Tensor]:
     def net(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return f.batch_norm(x, torch.zeros_like(w), torch.ones_like(w), w, b, training=False).square()
@@ -462,6 +508,7 @@ NETS = [
         ((2, 4, 3, 5, 4), (6, 4, 3, 2, 3), (6,), (5, 6, 4)),
     ),
     Traced("max_pool2d", pool_net(F), pool_net(torch_functional), (IMAGE,)),
+    Traced("pooling", pooling_net(F), pooling_net(torch_functional), (IMAGE,)),
     Traced("batch_norm", norm_net(F), norm_net(torch_functional), (IMAGE, (4,), (4,))),
     Traced("batch_norm_act", block_end(F), block_end(torch_functional), (IMAGE, IMAGE, (4,), (4,))),
     Traced("batch_norm-eval", norm_eval_net(F), norm_eval_net(torch_functional), (IMAGE, (4,), (4,))),

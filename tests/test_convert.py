@@ -23,6 +23,13 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "ConvTranspose2d": lambda: nn.ConvTranspose2d(3, 4, 3, stride=2),
     "ConvTranspose3d": lambda: nn.ConvTranspose3d(3, 4, 3, stride=2),
     "MaxPool2d": lambda: nn.MaxPool2d(2),
+    **{f"MaxPool{r}d": (lambda r=r: getattr(nn, f"MaxPool{r}d")(2)) for r in (1, 3)},
+    **{f"MaxUnpool{r}d": (lambda r=r: getattr(nn, f"MaxUnpool{r}d")(2)) for r in (1, 2, 3)},
+    **{f"AvgPool{r}d": (lambda r=r: getattr(nn, f"AvgPool{r}d")(2)) for r in (1, 2, 3)},
+    **{f"LPPool{r}d": (lambda r=r: getattr(nn, f"LPPool{r}d")(2, 2)) for r in (1, 2, 3)},
+    **{f"AdaptiveAvgPool{r}d": (lambda r=r: getattr(nn, f"AdaptiveAvgPool{r}d")(2)) for r in (1, 2, 3)},
+    **{f"AdaptiveMaxPool{r}d": (lambda r=r: getattr(nn, f"AdaptiveMaxPool{r}d")(3)) for r in (1, 2, 3)},
+    **{f"FractionalMaxPool{r}d": (lambda r=r: getattr(nn, f"FractionalMaxPool{r}d")(2, 2)) for r in (2, 3)},
     "BatchNorm1d": lambda: nn.BatchNorm1d(3),
     "BatchNorm2d": lambda: nn.BatchNorm2d(3),
     "BatchNorm3d": lambda: nn.BatchNorm3d(3),
@@ -50,6 +57,11 @@ INPUT_SIZES = {
     "ConvTranspose2d": (2, 3, 6, 7),
     "ConvTranspose3d": (2, 3, 2, 3, 4),
     "MaxPool2d": (2, 3, 6, 7),
+    **{
+        f"{name}{rank}d": (2, 3, 4, 6, 7)[: 2 + rank]
+        for name in ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+        for rank in (1, 2, 3)
+    },
     "BatchNorm1d": (4, 3),
     "BatchNorm2d": (2, 3, 6, 7),
     "BatchNorm3d": (2, 3, 2, 3, 4),

@@ -43,6 +43,20 @@ def pool_values(x: Tensor, **options: Any) -> Tensor:
     return F.max_pool2d(x, return_indices=True, **options)[0]
 
 
+class Named:
+    """A function by name, of values alone where it returns places too."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, x: Tensor, **options: Any) -> Tensor:
+        out = getattr(F, self.name)(x, **options)
+        return out[0] if isinstance(out, tuple) else out
+
+
+UNEQUAL = torch.tensor([[[0, 5, 3], [9, 14, 7]]]).repeat(1, 2, 1, 1)
+
+
 def norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **options: Any) -> Tensor:
     return F.batch_norm(x, None, None, weight, bias, training=True, **options)
 
@@ -144,6 +158,26 @@ CHECKS = [
         (IMAGE,),
         {"kernel_size": 3, "stride": 2, "padding": 1},
         layout="channels_last",
+    ),
+    Check("max1", Named("max_pool1d"), ((2, 3, 9),), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    Check("max3", Named("max_pool3d"), ((1, 2, 3, 4, 3),), {"kernel_size": 2, "stride": 1}),
+    Check("unpool", Named("max_unpool2d"), ((1, 2, 2, 3),), {"indices": UNEQUAL, "kernel_size": 2}),
+    Check("avg1", Named("avg_pool1d"), ((2, 3, 9),), {"kernel_size": 3, "stride": 2, "padding": 1}, quick=True),
+    Check("avg2", Named("avg_pool2d"), (IMAGE,), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    Check("avg2-channels_last", Named("avg_pool2d"), (IMAGE,), {"kernel_size": 2}, layout="channels_last"),
+    Check("avg3", Named("avg_pool3d"), ((1, 2, 3, 4, 3),), {"kernel_size": 2, "divisor_override": 3}),
+    Check("lp1", Named("lp_pool1d"), ((2, 3, 7),), {"norm_type": 2, "kernel_size": 3, "stride": 2}),
+    Check("lp2", Named("lp_pool2d"), (IMAGE,), {"norm_type": 2, "kernel_size": 2, "ceil_mode": True}, quick=True),
+    Check("lp2-of_4", Named("lp_pool2d"), (IMAGE,), {"norm_type": 4, "kernel_size": 3, "stride": 1}),
+    Check("lp3", Named("lp_pool3d"), ((1, 2, 2, 4, 3),), {"norm_type": 2, "kernel_size": 2}),
+    Check("adaptive_avg2", Named("adaptive_avg_pool2d"), (IMAGE,), {"output_size": (3, 2)}),
+    Check("adaptive_avg3", Named("adaptive_avg_pool3d"), ((1, 2, 3, 4, 3),), {"output_size": (2, None, 1)}),
+    Check("adaptive_max2", Named("adaptive_max_pool2d"), (IMAGE,), {"output_size": (3, 2)}, quick=True),
+    Check(
+        "fractional2",
+        Named("fractional_max_pool2d"),
+        ((1, 2, 5, 6),),
+        {"kernel_size": 2, "output_size": 3, "_random_samples": torch.full((1, 2, 2), 0.3, dtype=torch.float64)},
     ),
     Check("norm-2d", norm, ((5, 3), (3,), (3,)), quick=True),
     Check("norm-3d", norm, ((2, 3, 4), (3,), (3,))),

@@ -28,6 +28,11 @@ class Layer:
     sizes: tuple[tuple[int, ...], ...]
     variant: str = ""
 
+    @property
+    def has_no_parameters(self) -> bool:
+        """Then neither dtype nor device."""
+        return "Pool" in self.name or self.name == "LocalResponseNorm"
+
     def make(self, namespace: Any, **extra: Any) -> nn.Module:
         torch.manual_seed(0)
         return getattr(namespace, self.name)(*self.arguments, **self.options, **extra)
@@ -55,7 +60,6 @@ class Layer:
         return f"{self.name} {self.variant}".strip()
 
 
-WITHOUT_PARAMETERS = ("MaxPool2d", "LocalResponseNorm")
 WHOLE_SEQUENCES = ("LSTM", "GRU", "RNN")
 # Dynamo refuses every subclass of torch's recurrent layers, unless told not to.
 ALLOW_RNN = torch._dynamo.config.patch(allow_rnn=True)
@@ -70,6 +74,20 @@ LAYERS = [
     Layer("MaxPool2d", (2,), {}, IMAGE),
     Layer("MaxPool2d", (3, 2, 1), {"ceil_mode": True}, IMAGE, "ceil"),
     Layer("MaxPool2d", (2,), {}, ((4, 7, 6),), "unbatched"),
+    Layer("MaxPool1d", (3, 2), {"padding": 1}, ((2, 4, 9),)),
+    Layer("MaxPool3d", (2,), {"stride": 1}, ((2, 4, 3, 4, 5),)),
+    Layer("AvgPool1d", (3,), {"padding": 1}, ((2, 4, 9),)),
+    Layer("AvgPool2d", (3, 2, 1), {"ceil_mode": True, "divisor_override": 4}, IMAGE),
+    Layer("AvgPool3d", (2,), {"count_include_pad": False, "padding": 1}, ((2, 4, 3, 4, 5),)),
+    Layer("LPPool1d", (2, 3), {}, ((2, 4, 9),)),
+    Layer("LPPool2d", (2, 3), {"stride": 2}, IMAGE),
+    Layer("LPPool3d", (2, 2), {}, ((2, 4, 3, 4, 5),)),
+    Layer("AdaptiveAvgPool1d", (4,), {}, ((2, 4, 9),)),
+    Layer("AdaptiveAvgPool2d", ((3, None),), {}, IMAGE),
+    Layer("AdaptiveAvgPool3d", (1,), {}, ((2, 4, 3, 4, 5),)),
+    Layer("AdaptiveMaxPool1d", (4,), {}, ((2, 4, 9),)),
+    Layer("AdaptiveMaxPool2d", ((3, None),), {}, IMAGE),
+    Layer("AdaptiveMaxPool3d", (2,), {}, ((2, 4, 3, 4, 5),)),
     Layer("BatchNorm1d", (4,), {}, ((5, 4),)),
     Layer("BatchNorm1d", (4,), {}, ((5, 4, 3),), "3-D"),
     Layer("BatchNorm2d", (4,), {}, IMAGE),
@@ -103,8 +121,9 @@ LAYERS = [
     Layer("ConvTranspose3d", (4, 6, 2), {"stride": (1, 2, 2)}, ((1, 4, 2, 3, 4),)),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.id)
-NAMES = ("Conv2d", "ConvTranspose2d", "MaxPool2d", "BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LocalResponseNorm")
-ONE_OF_EACH = [next(layer for layer in LAYERS if layer.name == name) for name in (*NAMES, "LSTM", "GRU")]
+NORMS = ("BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LocalResponseNorm")
+NAMES = ("Conv2d", "ConvTranspose2d", "MaxPool2d", "AvgPool2d", "LPPool2d", "AdaptiveMaxPool2d", *NORMS, "LSTM", "GRU")
+ONE_OF_EACH = [next(layer for layer in LAYERS if layer.name == name) for name in NAMES]
 one_of_each = pytest.mark.parametrize("layer", ONE_OF_EACH, ids=lambda layer: layer.id)
 
 
@@ -137,7 +156,7 @@ def test_state_dicts_are_interchangeable(layer: Layer):
 
 @every_layer
 def test_values_gradients_and_buffers_are_torch_s(layer: Layer):
-    stock, ours = layer.pair(**{} if layer.name in WITHOUT_PARAMETERS else {"dtype": torch.float64})
+    stock, ours = layer.pair(**{} if layer.has_no_parameters else {"dtype": torch.float64})
     inputs = layer.inputs(torch.float64)
     for _ in range(2):  # twice, so that the running statistics have moved from where they began
         torch.testing.assert_close(loss_gradients(layer, ours, inputs), loss_gradients(layer, stock, inputs))
@@ -161,7 +180,7 @@ def test_copies(layer: Layer, clone: Callable[[nn.Module], nn.Module]):
 
 @every_layer
 def test_layers_on_the_meta_device(layer: Layer):
-    module = layer.make(fastnn.nn, **{} if layer.name == "MaxPool2d" else {"device": "meta"})
+    module = layer.make(fastnn.nn, **{} if layer.has_no_parameters else {"device": "meta"})
     real = layer.call(layer.make(fastnn.nn), layer.inputs())
     out = layer.call(module, [x.to("meta") for x in layer.inputs()])
     assert (out.shape, out.dtype, out.stride()) == (real.shape, real.dtype, real.stride())
@@ -331,7 +350,7 @@ def test_tensor_subclasses_see_the_op():
 @one_of_each
 def test_torch_func(layer: Layer, recwarn: pytest.WarningsRecorder):
     """Gradients, Jacobians and per-sample gradients through a functional call, against torch's layer."""
-    stock, ours = (m.eval() for m in layer.pair(**{} if layer.name == "MaxPool2d" else {"dtype": torch.float64}))
+    stock, ours = (m.eval() for m in layer.pair(**{} if layer.has_no_parameters else {"dtype": torch.float64}))
     inputs = layer.inputs(torch.float64)
     parameters = {name: value.detach() for name, value in stock.named_parameters()}
     buffers = dict(stock.named_buffers())

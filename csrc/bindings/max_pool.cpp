@@ -1,6 +1,6 @@
 // Max pooling: the dispatcher's ops, their checks, autograd and Python functions.
 //
-// max_pool2d takes torch's arguments and calls `max_pool`, which is free of rank. Its derivative,
+// max_pool1d, 2d and 3d take torch's arguments and call `max_pool`, which is free of rank. Its derivative,
 // max_pool_backward, is linear in the gradient; the derivative of that, max_pool_gather, is linear too and has
 // max_pool_backward as its own: derivatives of every order exist.
 #include "../ops/max_pool.h"
@@ -8,10 +8,12 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <string>
+
 #include "autograd.h"
 #include "backend.h"
+#include "pool.h"
 #include "python.h"
-#include "tensors.h"
 
 namespace fastnn::bindings {
 
@@ -20,51 +22,10 @@ namespace {
 using c10::IntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
-using Sizes = c10::SmallVector<int64_t, 6>;
+using Sizes = PoolSizes;
 using std::tuple;
 
 // ---- kernels ----------------------------------------------------------------------------------------------
-
-// Sizes and options of a pooling window, checked as torch checks them; the output's size is left open.
-PoolGeometry make_geometry(const char* op, IntArrayRef x_size, IntArrayRef kernel, IntArrayRef stride,
-                           IntArrayRef padding, IntArrayRef dilation) {
-  const auto rank = static_cast<int64_t>(x_size.size()) - 2;
-  TORCH_CHECK(rank >= 1 && rank <= kSpatialDims, op, ": expected input with 3 to 5 dimensions, got shape ",
-              x_size);
-  const auto check_list = [&](const char* name, IntArrayRef values, int64_t least, const char* complaint) {
-    TORCH_CHECK(static_cast<int64_t>(values.size()) == rank, op, ": ", name, " must have ", rank,
-                " values, got ", name, "=", values);
-    for (const int64_t v : values) {
-      TORCH_CHECK(v >= least, op, ": ", complaint, ", but got ", name, "=", values, " (each must be at least ",
-                  least, ")");
-    }
-  };
-  check_list("kernel_size", kernel, 1, "kernel size should be greater than zero");
-  check_list("stride", stride, 1, "stride should be greater than zero");
-  check_list("padding", padding, 0, "pad must be non-negative");
-  check_list("dilation", dilation, 1, "dilation should be greater than zero");
-  for (int64_t d = 1; d < rank + 2; ++d) {
-    TORCH_CHECK(x_size[d] > 0, op,
-                ": Expected input with an optional 0 dim batch size and no other dimension of size 0, "
-                "but got input of size: ",
-                x_size);
-  }
-  PoolGeometry g;
-  g.N = x_size[0];
-  g.C = x_size[1];
-  fill_spatial(x_size.slice(2), 1, g.in);
-  fill_spatial(kernel, 1, g.kernel);
-  fill_spatial(stride, 1, g.stride);
-  fill_spatial(padding, 0, g.pad);
-  fill_spatial(dilation, 1, g.dilation);
-  for (int d = 0; d < kSpatialDims; ++d) {
-    const int64_t reach = (g.kernel[d] - 1) * g.dilation[d] + 1;
-    TORCH_CHECK(g.pad[d] <= reach / 2, op,
-                ": pad should be at most half of effective kernel size, but got padding=", padding,
-                ", kernel_size=", kernel, " and dilation=", dilation);
-  }
-  return g;
-}
 
 void set_output_size(const char* op, IntArrayRef x_size, bool ceil_mode, PoolGeometry& g) {
   for (int d = 0; d < kSpatialDims; ++d) {
@@ -116,7 +77,7 @@ tuple<at::Tensor, at::Tensor, at::Tensor> max_pool(const at::Tensor& input, IntA
   static constexpr const char* kOp = "max_pool";
   MaxPoolForwardParams p;
   p.dtype = dtype_of(kOp, "input", input);
-  p.geometry = make_geometry(kOp, input.sizes(), kernel_size, stride, padding, dilation);
+  p.geometry = make_pool_geometry(kOp, input.sizes(), kernel_size, stride, padding, dilation);
   set_output_size(kOp, input.sizes(), ceil_mode, p.geometry);
   check_windows(kOp, p.geometry);
   p.offset_type = offset_type_of(p.geometry);
@@ -148,7 +109,7 @@ tuple<at::Tensor, at::Tensor, at::Tensor> max_pool(const at::Tensor& input, IntA
 PoolGeometry geometry_of_offsets(const char* op, const at::Tensor& offsets, IntArrayRef x_size,
                                  IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding,
                                  IntArrayRef dilation) {
-  PoolGeometry g = make_geometry(op, x_size, kernel, stride, padding, dilation);
+  PoolGeometry g = make_pool_geometry(op, x_size, kernel, stride, padding, dilation);
   TORCH_CHECK(offsets.dim() == static_cast<int64_t>(x_size.size()), op, ": offsets must have ", x_size.size(),
               " dimensions, got shape ", offsets.sizes());
   fill_spatial(offsets.sizes().slice(2), 1, g.out);
@@ -344,30 +305,40 @@ at::Tensor max_pool_gather_autograd(c10::DispatchKeySet keys, const at::Tensor& 
 
 // ---- torch's signatures ------------------------------------------------------------------------------------
 
-tuple<at::Tensor, at::Tensor> pool(const char* op, int64_t rank, const at::Tensor& input,
-                                   IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                                   IntArrayRef dilation, bool ceil_mode, bool return_indices) {
-  TORCH_CHECK(input.dim() == rank + 1 || input.dim() == rank + 2, op, ": Expected ", rank + 1,
-              "D (unbatched) or ", rank + 2, "D (batched) input, but got input of size: ", input.sym_sizes());
+tuple<at::Tensor, at::Tensor> pool(int64_t rank, const at::Tensor& input, IntArrayRef kernel_size,
+                                   IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                   bool ceil_mode, bool return_indices) {
+  static constexpr const char* kOps[] = {"max_pool1d", "max_pool2d", "max_pool3d"};
+  const char* const op = kOps[rank - 1];
+  check_pool_rank(op, rank, input);
   const Sizes kernels = expand_list(op, "kernel_size", kernel_size, rank);
   const Sizes strides = stride.empty() ? kernels : expand_list(op, "stride", stride, rank);
-  const bool batched = input.dim() == rank + 2;
   const auto [output, offsets, indices] = max_pool_op().call(
-      batched ? input : input.unsqueeze(0), kernels, strides, expand_list(op, "padding", padding, rank),
+      with_batch(rank, input), kernels, strides, expand_list(op, "padding", padding, rank),
       expand_list(op, "dilation", dilation, rank), ceil_mode, /*save_offsets=*/false, return_indices);
-  if (batched) return {output, indices};
-  return {output.squeeze(0), return_indices ? indices.squeeze(0) : indices};
+  return {without_batch(rank, input, output), return_indices ? without_batch(rank, input, indices) : indices};
 }
 
-at::Tensor max_pool2d(const at::Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
-                      IntArrayRef dilation, bool ceil_mode) {
-  return std::get<0>(pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, false));
+template <int kRank>
+at::Tensor plain(const at::Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
+                 IntArrayRef dilation, bool ceil_mode) {
+  return std::get<0>(pool(kRank, input, kernel_size, stride, padding, dilation, ceil_mode, false));
 }
 
-tuple<at::Tensor, at::Tensor> max_pool2d_with_indices(const at::Tensor& input, IntArrayRef kernel_size,
-                                                      IntArrayRef stride, IntArrayRef padding,
-                                                      IntArrayRef dilation, bool ceil_mode) {
-  return pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, true);
+template <int kRank>
+tuple<at::Tensor, at::Tensor> with_indices(const at::Tensor& input, IntArrayRef kernel_size, IntArrayRef stride,
+                                           IntArrayRef padding, IntArrayRef dilation, bool ceil_mode) {
+  return pool(kRank, input, kernel_size, stride, padding, dilation, ceil_mode, true);
+}
+
+template <int kRank>
+void define(torch::Library& m) {
+  const std::string name = "max_pool" + std::to_string(kRank) + "d",
+                    list = "int[" + std::to_string(kRank) + "]";
+  const std::string arguments = "(Tensor input, " + list + " kernel_size, " + list + " stride=[], " + list +
+                                " padding=0, " + list + " dilation=1, bool ceil_mode=False) -> ";
+  m.def((name + arguments + "Tensor").c_str(), plain<kRank>);
+  m.def((name + "_with_indices" + arguments + "(Tensor, Tensor)").c_str(), with_indices<kRank>);
 }
 
 void register_kernels(torch::Library& m) {
@@ -381,14 +352,9 @@ void register_kernels(torch::Library& m) {
 // ---- registration ------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fastnn, m) {
-  m.def(
-      "max_pool2d(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1, "
-      "bool ceil_mode=False) -> Tensor",
-      max_pool2d);
-  m.def(
-      "max_pool2d_with_indices(Tensor input, int[2] kernel_size, int[2] stride=[], int[2] padding=0, "
-      "int[2] dilation=1, bool ceil_mode=False) -> (Tensor, Tensor)",
-      max_pool2d_with_indices);
+  define<1>(m);
+  define<2>(m);
+  define<3>(m);
   m.def(
       "max_pool(Tensor input, int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
       "bool save_offsets, bool return_indices) -> (Tensor output, Tensor offsets, Tensor indices)");
@@ -409,30 +375,34 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("max_pool_gather", max_pool_gather_autograd);
 }
 
+// On the CPU torch pools volumes in float32 under autocast.
+TORCH_LIBRARY_IMPL(fastnn, AutocastCPU, m) {
+  m.impl("max_pool3d", InFloat32<plain<3>>::call);
+  m.impl("max_pool3d_with_indices", InFloat32<with_indices<3>>::call);
+}
+
 void export_max_pool(pybind11::module_& m) {
   namespace py = pybind11;
-  static const auto plain =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::max_pool2d", "").typed<decltype(max_pool2d)>();
-  static const auto with_indices = c10::Dispatcher::singleton()
-                                       .findSchemaOrThrow("fastnn::max_pool2d_with_indices", "")
-                                       .typed<decltype(max_pool2d_with_indices)>();
+  const auto find = [](const std::string& name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(("fastnn::" + name).c_str(), "");
+  };
   // `stride` may be None: the kernel's size.
-  m.def(
-      "max_pool2d",
-      [](const at::Tensor& input, const IntList& kernel_size, const std::optional<IntList>& stride,
-         const IntList& padding, const IntList& dilation, bool ceil_mode) {
-        return plain.call(input, kernel_size, stride.value_or(IntList{}), padding, dilation, ceil_mode);
-      },
-      py::arg("input"), py::arg("kernel_size"), py::arg("stride") = py::none(), py::arg("padding") = IntList{0},
-      py::arg("dilation") = IntList{1}, py::arg("ceil_mode") = false, py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "max_pool2d_with_indices",
-      [](const at::Tensor& input, const IntList& kernel_size, const std::optional<IntList>& stride,
-         const IntList& padding, const IntList& dilation, bool ceil_mode) {
-        return with_indices.call(input, kernel_size, stride.value_or(IntList{}), padding, dilation, ceil_mode);
-      },
-      py::arg("input"), py::arg("kernel_size"), py::arg("stride") = py::none(), py::arg("padding") = IntList{0},
-      py::arg("dilation") = IntList{1}, py::arg("ceil_mode") = false, py::call_guard<py::gil_scoped_release>());
+  const auto define = [&](const std::string& name, const auto& op) {
+    m.def(
+        name.c_str(),
+        [op](const at::Tensor& input, const IntList& kernel_size, const std::optional<IntList>& stride,
+             const IntList& padding, const IntList& dilation, bool ceil_mode) {
+          return op.call(input, kernel_size, stride.value_or(IntList{}), padding, dilation, ceil_mode);
+        },
+        py::arg("input"), py::arg("kernel_size"), py::arg("stride") = py::none(),
+        py::arg("padding") = IntList{0}, py::arg("dilation") = IntList{1}, py::arg("ceil_mode") = false,
+        py::call_guard<py::gil_scoped_release>());
+  };
+  for (const char* const name : {"max_pool1d", "max_pool2d", "max_pool3d"}) {
+    define(name, find(name).typed<decltype(plain<2>)>());
+    const std::string pair = std::string(name) + "_with_indices";
+    define(pair, find(pair).typed<decltype(with_indices<2>)>());
+  }
 }
 
 }  // namespace fastnn::bindings

@@ -12,6 +12,8 @@ PYBIND11_MODULE(_C, m) {
   export_locally_connected(m);
   export_max_pool(m);
   export_maxout(m);
+  export_average_pool(m);
+  export_pool_switches(m);
   export_batch_norm(m);
   export_batch_norm_act(m);
   export_group_norm(m);

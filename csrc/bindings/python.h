@@ -18,6 +18,8 @@ void export_conv_transpose(pybind11::module_& m);
 void export_locally_connected(pybind11::module_& m);
 void export_maxout(pybind11::module_& m);
 void export_max_pool(pybind11::module_& m);
+void export_average_pool(pybind11::module_& m);
+void export_pool_switches(pybind11::module_& m);
 void export_batch_norm(pybind11::module_& m);
 void export_batch_norm_act(pybind11::module_& m);
 void export_group_norm(pybind11::module_& m);

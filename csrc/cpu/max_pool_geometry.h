@@ -23,25 +23,6 @@ inline int64_t grain(int64_t elements_per_task) {
   return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_task));
 }
 
-// The same pooling with fewer dimensions: where windows span whole rows, the rows of a window are one longer
-// row, and offsets, indices and memory stay as they are. Global pooling becomes one contiguous window a plane.
-inline PoolGeometry folded(PoolGeometry g) {
-  for (int d = 1; d >= 0; --d) {
-    // What is left in the last dimension is `d + 1`'s, folded or not.
-    if (g.kernel[2] != g.in[2] || g.pad[2] != 0 || g.dilation[2] != 1 || g.out[2] != 1 || g.dilation[d] != 1)
-      break;
-    const int64_t row = g.in[2];
-    g.in[2] *= g.in[d];
-    g.out[2] = g.out[d];
-    g.kernel[2] *= g.kernel[d];
-    g.stride[2] = g.stride[d] * row;
-    g.pad[2] = g.pad[d] * row;
-    g.in[d] = g.out[d] = g.kernel[d] = g.stride[d] = 1;
-    g.pad[d] = 0;
-  }
-  return g;
-}
-
 // Rows of at most this many windows are taken several at a time.
 inline constexpr int64_t kShortRow = 8;
 

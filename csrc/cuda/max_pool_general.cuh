@@ -21,17 +21,12 @@
 
 #include "../ops/max_pool.h"
 #include "dispatch.cuh"
-#include "divisor.cuh"
 #include "max_pool_walk.cuh"
-#include "reduce.cuh"
+#include "pool_items.cuh"
 #include "vec.cuh"
 
 namespace fastnn::cuda {
 namespace {
-
-constexpr int kGeneralThreads = 256;
-constexpr int64_t kMostGeneralBlocks =
-    8192;  // eight waves of full blocks on the largest device; the rest is a loop
 
 template <int kVec>
 __device__ __forceinline__ void load_offsets(const void* offsets, OffsetType type, int64_t i, bool aligned,
@@ -72,57 +67,6 @@ __device__ __forceinline__ void store_offsets(void* offsets, OffsetType type, in
   narrow(static_cast<int32_t*>(offsets));
 }
 
-// Takes the linear index of a work item, kVec channels of a position of x or of y, apart.
-struct Items {
-  int64_t count;
-  Divisor by_width, by_height, by_depth, by_channels;
-  bool channels_first;
-
-  Items(const PoolGeometry& g, const int64_t (&size)[kSpatialDims], int vec)
-      : count(g.N * size[0] * size[1] * size[2] * (g.C / vec)),
-        by_width(size[2], count),
-        by_height(size[1], count),
-        by_depth(size[0], count),
-        by_channels(g.C / vec, count),
-        channels_first(g.layout == Layout::kChannelsFirst) {}
-
-  // Where the item lies: position at[], and `plane`, the rest of its index: n * C + c with channels first, n
-  // otherwise, with `vector` then its channel / vec and 0 otherwise.
-  struct Place {
-    int64_t at[kSpatialDims];
-    int64_t plane, vector;
-  };
-
-  __device__ __forceinline__ Place place(int64_t item) const {
-    Place p;
-    p.vector = channels_first ? 0 : by_channels.digit(item);
-    p.at[2] = by_width.digit(item);
-    p.at[1] = by_height.digit(item);
-    p.at[0] = by_depth.digit(item);
-    p.plane = item;
-    return p;
-  }
-};
-
-// One array of the geometry's layout: its item (plane, vector) begins at base(), positions lie `step` apart.
-struct Field {
-  int64_t size[kSpatialDims];
-  int64_t plane_elements, step;
-
-  Field(const PoolGeometry& g, const int64_t (&s)[kSpatialDims])
-      : size{s[0], s[1], s[2]},
-        plane_elements(s[0] * s[1] * s[2] * (g.layout == Layout::kChannelsFirst ? 1 : g.C)),
-        step(g.layout == Layout::kChannelsFirst ? 1 : g.C) {}
-
-  __device__ __forceinline__ int64_t base(const Items::Place& p, int vec) const {
-    return p.plane * plane_elements + p.vector * vec;
-  }
-  __device__ __forceinline__ int64_t position(int64_t d, int64_t h, int64_t w) const {
-    return (d * size[1] + h) * size[2] + w;
-  }
-  __device__ __forceinline__ int64_t positions() const { return size[0] * size[1] * size[2]; }
-};
-
 // One dimension of the windows.
 struct WindowDim {
   int kernel;  // window offsets fit an int, and so does each factor of them
@@ -154,7 +98,7 @@ __device__ __forceinline__ Span window_span(const WindowDim& w, int64_t out, int
 // ---- forward ------------------------------------------------------------------------------------------------
 
 template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kGeneralThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     max_pool_forward_kernel(const scalar_t* x, scalar_t* y, void* offsets, OffsetType offset_type,
                             int64_t* indices, Items items, Field in, Windows windows, bool aligned) {
   using acc_t = acc_type<scalar_t>;
@@ -252,7 +196,7 @@ struct CoverDim {
 };
 
 template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kGeneralThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     max_pool_backward_kernel(const scalar_t* grad_y, const void* offsets, OffsetType offset_type,
                              scalar_t* grad_x, Items items, Field out, CoverDim depth, CoverDim height,
                              CoverDim width, int kernel_height, int kernel_width, bool aligned) {
@@ -295,7 +239,7 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 // ---- gather -------------------------------------------------------------------------------------------------
 
 template <typename scalar_t, int kVec>
-__global__ void __launch_bounds__(kGeneralThreads, 1)
+__global__ void __launch_bounds__(kItemThreads, 1)
     max_pool_gather_kernel(const scalar_t* x, const void* offsets, OffsetType offset_type, scalar_t* y,
                            Items items, Field in, Windows windows, Divisor by_kernel_width,
                            Divisor by_kernel_height, bool aligned) {
@@ -324,11 +268,6 @@ __global__ void __launch_bounds__(kGeneralThreads, 1)
 
 // ---- launchers ----------------------------------------------------------------------------------------------
 
-dim3 grid_for(const Items& items) {
-  const int64_t blocks = ceil_div(items.count, kGeneralThreads);
-  return dim3(static_cast<unsigned>(blocks < kMostGeneralBlocks ? blocks : kMostGeneralBlocks));
-}
-
 template <int kVec>
 bool offsets_aligned(OffsetType type, const void* offsets) {
   switch (type) {
@@ -349,9 +288,8 @@ Status launch_general_forward(const MaxPoolForwardParams& p, Stream stream) {
   const bool aligned =
       all_aligned<scalar_t, kVec>({p.x, p.y}) && offsets_aligned<kVec>(p.offset_type, p.offsets);
   return launch("max_pool_forward", max_pool_forward_kernel<scalar_t, kVec>, grid_for(items),
-                dim3(kGeneralThreads), 0, stream, static_cast<const scalar_t*>(p.x),
-                static_cast<scalar_t*>(p.y), p.offsets, p.offset_type, p.indices, items, Field(g, g.in),
-                Windows(g), aligned);
+                dim3(kItemThreads), 0, stream, static_cast<const scalar_t*>(p.x), static_cast<scalar_t*>(p.y),
+                p.offsets, p.offset_type, p.indices, items, Field(g, g.in), Windows(g), aligned);
 }
 
 template <typename scalar_t, int kVec>
@@ -361,10 +299,9 @@ Status launch_general_backward(const MaxPoolBackwardParams& p, Stream stream) {
   const bool aligned =
       all_aligned<scalar_t, kVec>({p.grad_y, p.grad_x}) && offsets_aligned<kVec>(p.offset_type, p.offsets);
   return launch("max_pool_backward", max_pool_backward_kernel<scalar_t, kVec>, grid_for(items),
-                dim3(kGeneralThreads), 0, stream, static_cast<const scalar_t*>(p.grad_y), p.offsets,
-                p.offset_type, static_cast<scalar_t*>(p.grad_x), items, Field(g, g.out), CoverDim(g, 0),
-                CoverDim(g, 1), CoverDim(g, 2), static_cast<int>(g.kernel[1]), static_cast<int>(g.kernel[2]),
-                aligned);
+                dim3(kItemThreads), 0, stream, static_cast<const scalar_t*>(p.grad_y), p.offsets, p.offset_type,
+                static_cast<scalar_t*>(p.grad_x), items, Field(g, g.out), CoverDim(g, 0), CoverDim(g, 1),
+                CoverDim(g, 2), static_cast<int>(g.kernel[1]), static_cast<int>(g.kernel[2]), aligned);
 }
 
 template <typename scalar_t, int kVec>
@@ -373,8 +310,8 @@ Status launch_general_gather(const MaxPoolGatherParams& p, Stream stream) {
   const Items items(g, g.out, kVec);
   const int64_t volume = g.kernel[0] * g.kernel[1] * g.kernel[2];
   const bool aligned = all_aligned<scalar_t, kVec>({p.y}) && offsets_aligned<kVec>(p.offset_type, p.offsets);
-  return launch("max_pool_gather", max_pool_gather_kernel<scalar_t, kVec>, grid_for(items),
-                dim3(kGeneralThreads), 0, stream, static_cast<const scalar_t*>(p.x), p.offsets, p.offset_type,
+  return launch("max_pool_gather", max_pool_gather_kernel<scalar_t, kVec>, grid_for(items), dim3(kItemThreads),
+                0, stream, static_cast<const scalar_t*>(p.x), p.offsets, p.offset_type,
                 static_cast<scalar_t*>(p.y), items, Field(g, g.in), Windows(g), Divisor(g.kernel[2], volume),
                 Divisor(g.kernel[1], volume), aligned);
 }

@@ -2,6 +2,7 @@
 // and one for the CUDA kernels under the emulator where a test loads it.
 #pragma once
 
+#include "average_pool.h"
 #include "batch_norm.h"
 #include "conv.h"
 #include "group_norm.h"
@@ -9,6 +10,7 @@
 #include "locally_connected.h"
 #include "lstm_cell.h"
 #include "max_pool.h"
+#include "pool_switches.h"
 #include "recurrence.h"
 #include "recurrent_cell.h"
 
@@ -25,6 +27,12 @@
   X(max_pool_forward, MaxPoolForwardParams)                                     \
   X(max_pool_backward, MaxPoolBackwardParams)                                   \
   X(max_pool_gather, MaxPoolGatherParams)                                       \
+  X(average_pool_forward, AveragePoolForwardParams)                             \
+  X(average_pool_backward, AveragePoolBackwardParams)                           \
+  X(switch_pool, SwitchPoolParams)                                              \
+  X(switch_gather, SwitchParams)                                                \
+  X(switch_sum, SwitchParams)                                                   \
+  X(switch_place, SwitchParams)                                                 \
   W(batch_norm_forward, BatchNormForwardParams)                                 \
   X(batch_norm_apply, BatchNormApplyParams)                                     \
   W(batch_norm_backward, BatchNormBackwardParams)                               \

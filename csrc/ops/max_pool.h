@@ -12,23 +12,12 @@
 
 #include <cstdint>
 
-#include "conv.h"
 #include "dtype.h"
+#include "pool.h"
 #include "status.h"
 #include "stream.h"
 
 namespace fastnn {
-
-struct PoolGeometry {
-  Layout layout;  // of x, y, offsets and indices alike
-  int64_t N, C;
-  int64_t in[kSpatialDims];        // spatial size of x; lower ranks set the leading sizes to 1
-  int64_t out[kSpatialDims];       // spatial size of y
-  int64_t kernel[kSpatialDims];    // >= 1
-  int64_t stride[kSpatialDims];    // >= 1
-  int64_t pad[kSpatialDims];       // before x, at most half the kernel
-  int64_t dilation[kSpatialDims];  // >= 1; every window has a position inside x
-};
 
 enum class OffsetType : int { kUInt8, kUInt16, kInt32 };
 
@@ -68,17 +57,6 @@ struct MaxPoolGatherParams {
   const void* offsets;
   void* y;
 };
-
-// Size of one spatial dimension of y. With ceil_mode the last window may hang over the end but must begin
-// inside x or its leading padding.
-inline int64_t pool_out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation,
-                             bool ceil_mode) {
-  const int64_t span = in + 2 * pad - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
-  // Floor division: torch rounds a negative span down, which yields a size that the checks refuse.
-  int64_t size = (span >= 0 ? span / stride : -((-span + stride - 1) / stride)) + 1;
-  if (ceil_mode && (size - 1) * stride >= in + pad) --size;
-  return size;
-}
 
 FASTNN_DECLARE_OP(max_pool_forward, MaxPoolForwardParams)
 FASTNN_DECLARE_OP(max_pool_backward, MaxPoolBackwardParams)

@@ -37,9 +37,10 @@ COLOURS = {
     "#4d5b6a": ("slate", "#a9b7c6"),
     "#0f7f9c": ("cyan", "#5cc6e0"),
     "#7a5230": ("brown", "#cfa27c"),
+    "#5f7a1c": ("olive", "#b3cf66"),
 }
-BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE, CYAN, BROWN = list(COLOURS)[3:]
-OP_COLOURS = dict(zip(records.OPS, (BLUE, RED, GREEN, YELLOW, VIOLET, PINK, CYAN, BROWN, SLATE), strict=True))
+BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE, CYAN, BROWN, OLIVE = list(COLOURS)[3:]
+OP_COLOURS = dict(zip(records.OPS, (BLUE, RED, OLIVE, GREEN, YELLOW, VIOLET, PINK, CYAN, BROWN, SLATE), strict=True))
 LAYOUT_COLOURS = dict(zip(records.LAYOUTS, (BLUE, YELLOW), strict=True))
 MARKERS = dict(zip(records.DIRECTIONS, ("o", "s", "^", "D"), strict=True))
 SERIES = [(c, m) for m in ("o", "s", "^") for c in (BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE)]

@@ -255,6 +255,67 @@ class Pool(Layer):
 
 
 @dataclass(frozen=True)
+class Average(Layer):
+    """2-D average or L2 pooling over square windows, or adaptive average pooling where ``window`` is 0."""
+
+    op: ClassVar[str] = "avg_pool2d"
+    n: int
+    c: int
+    h: int
+    w: int
+    window: int
+    stride: int = 0
+    padding: int = 0
+    l2: bool = False
+    size: int = 1
+
+    @property
+    def case(self) -> str:
+        """See the class."""
+        step = f"/{self.stride}" if self.stride != self.window else ""
+        shape = f"{self.c}, {extent(self.h, self.w)}"
+        if not self.window:
+            return f"adaptive to {extent(self.size, self.size)}, {shape}"
+        return f"{'L2 ' if self.l2 else ''}{self.window}x{self.window}{step}, {shape}"
+
+    @property
+    def kind(self) -> str:
+        """See the class."""
+        return f"{self.op} {self.window}/{self.stride} {self.l2}"
+
+    @property
+    def _outputs(self) -> int:
+        def out(size: int) -> int:
+            return (size + 2 * self.padding - self.window) // self.stride + 1 if self.window else self.size
+
+        return self.n * self.c * out(self.h) * out(self.w)
+
+    def make(self) -> nn.Module:
+        """See the class."""
+        if not self.window:
+            return nn.AdaptiveAvgPool2d(self.size)
+        if self.l2:
+            return nn.LPPool2d(2, self.window, self.stride)
+        return nn.AvgPool2d(self.window, self.stride, self.padding)
+
+    def make_inputs(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See the class."""
+        return (torch.randn(self.n, self.c, self.h, self.w, device=device, dtype=dtype, requires_grad=True),)
+
+    def cost(self, direction: str, size: int) -> Cost:
+        """See the class. L2's backward reads input and output too."""
+        x, y = _numbers((self.n, self.c, self.h, self.w)), self._outputs
+        taps = self.window**2 if self.window else -(-self.h * self.w // self.size**2)
+        read = x + y if self.l2 and direction == "backward" else 0
+        return Cost((x + y + read) * size, y * taps * (2 if self.l2 else 1))
+
+    @property
+    def terms(self) -> int:
+        """See the class."""
+        return max(self.window**2, self.h * self.w // self.size**2)
+
+
+@dataclass(frozen=True)
 class Norm(Layer):
     """Batch norm over [n, c, h, w], or over [n, c] where h is 0."""
 

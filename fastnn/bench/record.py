@@ -24,6 +24,7 @@ OPS = (
     "conv_transpose",
     "locally_connected",
     "max_pool2d",
+    "avg_pool2d",
     "batch_norm",
     "batch_norm_relu",
     "lstm_cell",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnn.bench.convolutions import convolutions
-from fastnn.bench.layers import Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
+from fastnn.bench.layers import Average, Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
 from fastnn.bench.recurrent import Cell, GruRecurrence, Recurrence, RnnRecurrence
 from fastnn.bench.sample_norms import Maxout, ResponseNorm, SampleNorm
@@ -22,6 +22,7 @@ SUITES = {
     "conv": "convolutions of one and three dimensions, depthwise, transposed; locally connected layers",
     "lstm": "LSTM cells; LSTM, GRU and RNN sequences",
     "pool": "max pooling: overlapping and not, large and small planes",
+    "average": "average, L2 and adaptive pooling: overlapping and not, global",
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
     "sample_norm": "group, instance and local response norm; maxout",
     "fused": "batch norm with a ReLU, and with a residual before it, against torch's layers one after the other",
@@ -191,6 +192,21 @@ def _pool(batch: int) -> list[Layer]:
     ]
 
 
+def _average(batch: int) -> list[Layer]:
+    return [
+        Average(batch, 64, 112, 112, 3, 2, 1),
+        Average(batch, 192, 28, 28, 3, 1, 1),
+        Average(batch, 64, 112, 112, 2, 2),
+        Average(batch, 256, 14, 14, 2, 2),
+        Average(batch, 64, 112, 112, 2, 2, l2=True),
+        Average(batch, 192, 28, 28, 3, 1, l2=True),
+        Average(batch, 2048, 7, 7, 0),
+        Average(batch, 256, 56, 56, 0),
+        Average(batch, 256, 13, 13, 0, size=6),
+        Average(batch, 512, 14, 14, 0, size=7),
+    ]
+
+
 def _norm(batch: int) -> list[Layer]:
     training = [
         Norm(batch, 64, 112, 112),
@@ -232,6 +248,7 @@ _BY_HAND = {
     "conv": convolutions,
     "lstm": _lstm,
     "pool": _pool,
+    "average": _average,
     "norm": _norm,
     "sample_norm": _sample_norm,
     "fused": _fused,

@@ -27,6 +27,7 @@ from fastnn.testing.cases import (
     MaxoutCase,
     MaxPool2dCase,
     Pair,
+    PoolingCase,
 )
 from fastnn.testing.convolution_cases import (
     Conv1dCase,
@@ -194,6 +195,56 @@ def _maxout(random: Random) -> Drawn:
     return MaxoutCase, math.prod(shape), options | _values(random, "ties", "nonfinite", "minus_inf", "huge")
 
 
+# Outputs that an oracle computes one by one.
+LARGEST_POOLED = 4096
+
+
+def _pooling(random: Random) -> Drawn:
+    kind = random.choice(("max_pool", "avg_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool"))
+    rank = random.choice((1, 3) if kind == "max_pool" else (1, 2, 2, 3))
+    extent = [_size(random, 129 if rank < 3 else 17) for _ in range(rank)]
+    options: dict[str, Any]
+    if kind.startswith("adaptive"):
+        out = [random.choice((1, random.randint(1, 9), size)) for size in extent]
+        options = {"output_size": out[0] if rank == 1 else tuple(out)}
+    else:
+        kernel = [random.randint(1, random.choice((2, 3, 5, 17))) for _ in range(rank)]
+        stride = [random.randint(1, 5) for _ in range(rank)]
+        ceil_mode = random.random() < 0.4
+        padding = [0 if kind == "lp_pool" else random.randint(0, k // 2) for k in kernel]
+        sizes = zip(extent, kernel, stride, padding, strict=True)
+        out = [pool_out_size(size, k, s, p, 1, ceil_mode) for size, k, s, p in sizes]
+        # torch refuses volumes that are smaller than the window.
+        if min(out) < 1 or any(k > size for k, size in zip(kernel, extent, strict=True)):
+            return None
+        # torch multiplies by the kernel of lp_pool1d, which must be a number.
+        options = {
+            "kernel_size": kernel[0] if rank == 1 else tuple(kernel),
+            "stride": tuple(stride),
+            "ceil_mode": ceil_mode,
+        }
+        if kind != "lp_pool":
+            options["padding"] = tuple(padding)
+        if kind == "avg_pool":
+            options["count_include_pad"] = random.random() < 0.5
+            if rank > 1 and random.random() < 0.2:
+                options["divisor_override"] = random.choice((-3, 1, 7))
+        if kind == "lp_pool":
+            options["norm_type"] = random.choice((1, 2, 2, 3))
+    batch, channels = _batch(random), _size(random, 129)
+    planes = max(batch, 1) * channels
+    if math.prod(out) > LARGEST_POOLED or planes * math.prod(extent) > LARGEST_TENSOR:
+        return None
+    fields: dict[str, Any] = {
+        "kind": kind,
+        "rank": rank,
+        "shape": (channels, *extent) if random.random() < 0.1 else (batch, channels, *extent),
+        "arguments": tuple(options.items()),
+    }
+    values = _values(random, "nonfinite", "huge") if kind != "lp_pool" else {"dtypes": WIDE_RANGE}
+    return PoolingCase, planes * math.prod(extent) * 4, fields | values
+
+
 def _batch_norm(random: Random) -> Drawn:
     rank = random.randint(2, 5)
     batch = random.choice((_batch(random), _size(random, 129), random.randint(1, 3000)))
@@ -310,6 +361,7 @@ _DRAW: dict[str, Callable[[Random], Drawn]] = {
     "locally_connected1d": partial(_locally_connected, LocallyConnected1dCase, 1),
     "locally_connected2d": partial(_locally_connected, LocallyConnected2dCase, 2),
     "max_pool2d": _max_pool2d,
+    "pooling": _pooling,
     "maxout": _maxout,
     "batch_norm": _batch_norm,
     "group_norm": _group_norm,

@@ -10,6 +10,7 @@ Values are never zero-filled: a kernel that forgets a term must not be saved by 
 from __future__ import annotations
 
 import abc
+import math
 import zlib
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -74,6 +75,12 @@ TORCH = SimpleNamespace(
     batch_norm_relu=_torch_activated,
     batch_norm_add_relu=_torch_activated_sum,
     lstm_cell=torch.lstm_cell,
+    **{
+        name: getattr(torch.nn.functional, name)
+        for stem in ("max_pool", "max_unpool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
+        for name in (f"{stem}1d", f"{stem}2d", f"{stem}3d")
+        if name != "max_pool2d"
+    },
 )
 
 
@@ -319,6 +326,48 @@ class MaxoutCase(Case):
     def apply(self, functional, inputs):
         """See ``Case.apply``."""
         return (functional.maxout(inputs["input"], self.pieces, self.pieces_first),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingCase(Case):
+    """A pooling function of any rank but ``max_pool2d``: input [N, C, ...] or [C, ...].
+
+    ``kind`` is the function's name without its rank, ``arguments`` its options by torch's names. ``max_unpool`` has
+    ``places`` for its indices, drawn from a plane of ``output_size``, so that some are equal.
+    """
+
+    op: ClassVar[str] = "pooling"
+    outputs: ClassVar[tuple[str, ...]] = ("output", "indices")
+    differentiable: ClassVar[tuple[str, ...]] = ("input",)
+    kind: str
+    rank: int
+    shape: tuple[int, ...]
+    arguments: tuple[tuple[str, Any], ...]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return dict(self.arguments)
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        values = draw(self.shape, self.values, generator)
+        if self.kind == "lp_pool" and self.options["norm_type"] % 2:
+            values = values.abs()  # torch's roots of negative sums are NaN
+        channel_dim = len(self.shape) - self.rank - 1
+        inputs = {"input": lay_out(values.to(dtype).to(device), layout, channel_dim)}
+        if self.kind == "max_unpool":
+            places = math.prod(self.options["output_size"])
+            indices = torch.randint(0, places, self.shape, generator=generator).to(device)
+            inputs["places"] = lay_out(
+                indices, "channels_last" if layout == "channels_last" else "contiguous", channel_dim
+            )
+        return inputs
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        out = getattr(functional, f"{self.kind}{self.rank}d")(*inputs.values(), **self.options)
+        return tuple(out) if isinstance(out, tuple) else (out,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -687,6 +736,243 @@ MAXOUT = (
 )
 
 
+_CASE_FIELDS = ("small", "crosses_tile", "values", "dtypes")
+
+
+def _pooling(id: str, kind: str, rank: int, shape: tuple[int, ...], **options: Any) -> PoolingCase:
+    fields = {name: options.pop(name) for name in _CASE_FIELDS if name in options}
+    return PoolingCase(id=id, kind=kind, rank=rank, shape=shape, arguments=tuple(options.items()), **fields)
+
+
+# Powers that a half type holds.
+_LP = {"dtypes": (torch.float64, torch.float32, torch.bfloat16)}
+
+POOLING = (
+    _pooling("max1", "max_pool", 1, (2, 3, 17), kernel_size=3, stride=2, padding=1, return_indices=True, small=True),
+    _pooling("max1_dilated", "max_pool", 1, (5, 40), kernel_size=4, stride=1, dilation=3, ceil_mode=True, small=True),
+    _pooling(
+        "max1_nonfinite", "max_pool", 1, (2, 17, 33), kernel_size=2, values="nonfinite", return_indices=True, small=True
+    ),
+    _pooling("max1_wide", "max_pool", 1, (1, 3, 2301), kernel_size=5, stride=3, crosses_tile=True),
+    _pooling(
+        "max3", "max_pool", 3, (2, 3, 5, 6, 7), kernel_size=3, stride=2, padding=1, return_indices=True, small=True
+    ),
+    _pooling(
+        "max3_mixed",
+        "max_pool",
+        3,
+        (3, 6, 5, 9),
+        kernel_size=(2, 1, 3),
+        stride=(1, 2, 2),
+        dilation=(2, 1, 1),
+        small=True,
+    ),
+    _pooling(
+        "max3_ties",
+        "max_pool",
+        3,
+        (1, 16, 4, 5, 6),
+        kernel_size=2,
+        ceil_mode=True,
+        values="ties",
+        return_indices=True,
+        small=True,
+    ),
+    _pooling("max3_batch_0", "max_pool", 3, (0, 2, 4, 4, 4), kernel_size=2, small=True),
+    _pooling("max3_wide", "max_pool", 3, (1, 5, 7, 19, 23), kernel_size=(3, 3, 2), padding=1, crosses_tile=True),
+    _pooling("unpool1", "max_unpool", 1, (2, 3, 7), kernel_size=3, stride=2, output_size=(15,), small=True),
+    _pooling("unpool2", "max_unpool", 2, (2, 5, 4, 6), kernel_size=2, output_size=(8, 12), small=True),
+    _pooling(
+        "unpool2_unbatched",
+        "max_unpool",
+        2,
+        (3, 3, 4),
+        kernel_size=3,
+        stride=2,
+        padding=1,
+        output_size=(6, 7),
+        small=True,
+    ),
+    _pooling(
+        "unpool2_nonfinite",
+        "max_unpool",
+        2,
+        (1, 16, 5, 4),
+        kernel_size=2,
+        output_size=(10, 8),
+        values="nonfinite",
+        small=True,
+    ),
+    _pooling("unpool2_tiles", "max_unpool", 2, (1, 2, 33, 35), kernel_size=2, output_size=(66, 70), crosses_tile=True),
+    _pooling("unpool2_batch_0", "max_unpool", 2, (0, 3, 2, 2), kernel_size=2, output_size=(4, 4), small=True),
+    _pooling("unpool3", "max_unpool", 3, (1, 3, 2, 3, 2), kernel_size=2, output_size=(4, 6, 4), small=True),
+    _pooling("avg1", "avg_pool", 1, (2, 3, 17), kernel_size=3, stride=2, padding=1, small=True),
+    _pooling(
+        "avg1_ceil",
+        "avg_pool",
+        1,
+        (3, 18),
+        kernel_size=4,
+        stride=3,
+        padding=2,
+        ceil_mode=True,
+        count_include_pad=False,
+        small=True,
+    ),
+    _pooling("avg1_wide", "avg_pool", 1, (1, 2, 4601), kernel_size=3, stride=1, padding=1, crosses_tile=True),
+    _pooling("avg1_long_windows", "avg_pool", 1, (1, 2, 5003), kernel_size=2100, stride=900, crosses_tile=True),
+    _pooling("avg2", "avg_pool", 2, (2, 3, 7, 9), kernel_size=2, small=True),
+    _pooling("avg2_overlapping", "avg_pool", 2, (2, 5, 9, 20), kernel_size=3, stride=1, padding=1, small=True),
+    _pooling(
+        "avg2_3x3_stride_2",
+        "avg_pool",
+        2,
+        (2, 3, 11, 37),
+        kernel_size=3,
+        stride=2,
+        padding=1,
+        count_include_pad=False,
+        small=True,
+    ),
+    _pooling(
+        "avg2_ceil",
+        "avg_pool",
+        2,
+        (1, 3, 8, 9),
+        kernel_size=(3, 4),
+        stride=(2, 3),
+        padding=(1, 2),
+        ceil_mode=True,
+        small=True,
+    ),
+    _pooling(
+        "avg2_ceil_no_pad",
+        "avg_pool",
+        2,
+        (1, 3, 8, 9),
+        kernel_size=3,
+        stride=2,
+        padding=1,
+        ceil_mode=True,
+        count_include_pad=False,
+        small=True,
+    ),
+    _pooling(
+        "avg2_divisor", "avg_pool", 2, (2, 3, 6, 8), kernel_size=3, stride=2, padding=1, divisor_override=-5, small=True
+    ),
+    _pooling("avg2_uncovered", "avg_pool", 2, (2, 3, 11, 12), kernel_size=2, stride=(4, 5), small=True),
+    _pooling("avg2_kernel_1", "avg_pool", 2, (2, 3, 4, 5), kernel_size=1, small=True),
+    _pooling("avg2_whole", "avg_pool", 2, (3, 17, 7, 7), kernel_size=7, small=True),
+    _pooling("avg2_whole_rows", "avg_pool", 2, (2, 3, 9, 6), kernel_size=(2, 6), stride=(3, 1), small=True),
+    _pooling("avg2_unbatched", "avg_pool", 2, (3, 7, 6), kernel_size=2, small=True),
+    _pooling("avg2_batch_0", "avg_pool", 2, (0, 3, 6, 6), kernel_size=2, small=True),
+    _pooling("avg2_channels_16", "avg_pool", 2, (2, 16, 7, 6), kernel_size=3, stride=2, padding=1, small=True),
+    _pooling("avg2_channels_131", "avg_pool", 2, (1, 131, 6, 5), kernel_size=2, stride=1, crosses_tile=True),
+    _pooling("avg2_channels_261", "avg_pool", 2, (1, 261, 4, 5), kernel_size=3, padding=1, crosses_tile=True),
+    _pooling("avg2_vectors", "avg_pool", 2, (2, 5, 16, 64), kernel_size=2, crosses_tile=True),
+    _pooling("avg2_nonfinite", "avg_pool", 2, (2, 5, 9, 9), kernel_size=2, values="nonfinite", small=True),
+    _pooling("avg2_integers", "avg_pool", 2, (2, 3, 8, 16), kernel_size=2, values="integers", small=True),
+    _pooling(
+        "avg2_integers_overlapping",
+        "avg_pool",
+        2,
+        (2, 3, 8, 17),
+        kernel_size=(4, 2),
+        stride=(2, 1),
+        values="integers",
+        small=True,
+    ),
+    _pooling("avg2_huge", "avg_pool", 2, (2, 3, 6, 7), kernel_size=2, values="huge", dtypes=WIDE_RANGE, small=True),
+    _pooling(
+        "avg3", "avg_pool", 3, (2, 3, 5, 6, 7), kernel_size=2, stride=1, padding=1, count_include_pad=False, small=True
+    ),
+    _pooling(
+        "avg3_mixed",
+        "avg_pool",
+        3,
+        (4, 5, 6, 9),
+        kernel_size=(2, 3, 4),
+        stride=(1, 2, 2),
+        padding=(0, 1, 2),
+        ceil_mode=True,
+        small=True,
+    ),
+    _pooling("avg3_wide", "avg_pool", 3, (1, 3, 9, 19, 23), kernel_size=3, stride=2, crosses_tile=True),
+    _pooling("lp1", "lp_pool", 1, (2, 3, 17), norm_type=2, kernel_size=3, stride=2, small=True, **_LP),
+    _pooling("lp1_wide", "lp_pool", 1, (1, 3, 400), norm_type=2, kernel_size=100, crosses_tile=True, **_LP),
+    _pooling("lp2", "lp_pool", 2, (2, 3, 7, 10), norm_type=2, kernel_size=2, small=True, **_LP),
+    _pooling("lp2_overlapping", "lp_pool", 2, (2, 5, 9, 20), norm_type=2, kernel_size=3, stride=1, small=True, **_LP),
+    _pooling(
+        "lp2_ceil", "lp_pool", 2, (3, 8, 9), norm_type=2, kernel_size=3, stride=2, ceil_mode=True, small=True, **_LP
+    ),
+    _pooling("lp2_of_1", "lp_pool", 2, (2, 3, 6, 9), norm_type=1, kernel_size=(2, 3), small=True, **_LP),
+    _pooling("lp2_of_1.5", "lp_pool", 2, (2, 3, 6, 9), norm_type=1.5, kernel_size=2, small=True, **_LP),
+    _pooling("lp2_of_3", "lp_pool", 2, (2, 17, 6, 9), norm_type=3.0, kernel_size=3, stride=2, small=True, **_LP),
+    _pooling("lp2_of_inf", "lp_pool", 2, (2, 3, 6, 9), norm_type=float("inf"), kernel_size=2, small=True),
+    _pooling("lp2_whole", "lp_pool", 2, (3, 33, 7, 7), norm_type=2, kernel_size=7, crosses_tile=True, **_LP),
+    _pooling("lp3", "lp_pool", 3, (1, 3, 5, 6, 4), norm_type=2, kernel_size=2, small=True, **_LP),
+    _pooling("adaptive_avg1", "adaptive_avg_pool", 1, (2, 3, 17), output_size=5, small=True),
+    _pooling("adaptive_avg1_wide", "adaptive_avg_pool", 1, (1, 2, 5003), output_size=7, crosses_tile=True),
+    _pooling("adaptive_avg2", "adaptive_avg_pool", 2, (2, 3, 8, 9), output_size=(5, 7), small=True),
+    _pooling("adaptive_avg2_none", "adaptive_avg_pool", 2, (2, 16, 7, 9), output_size=(None, 4), small=True),
+    _pooling("adaptive_avg2_even", "adaptive_avg_pool", 2, (2, 3, 8, 12), output_size=4, small=True),
+    _pooling("adaptive_avg2_global", "adaptive_avg_pool", 2, (3, 33, 7, 7), output_size=1, small=True),
+    _pooling("adaptive_avg2_global_large", "adaptive_avg_pool", 2, (1, 5, 24, 32), output_size=1, crosses_tile=True),
+    _pooling("adaptive_avg2_larger", "adaptive_avg_pool", 2, (2, 3, 4, 5), output_size=(7, 6), small=True),
+    _pooling("adaptive_avg2_unbatched", "adaptive_avg_pool", 2, (3, 7, 6), output_size=(2, 4), small=True),
+    _pooling("adaptive_avg2_wide", "adaptive_avg_pool", 2, (1, 5, 13, 131), output_size=(6, 30), crosses_tile=True),
+    _pooling(
+        "adaptive_avg2_nonfinite", "adaptive_avg_pool", 2, (2, 5, 9, 9), output_size=4, values="nonfinite", small=True
+    ),
+    _pooling("adaptive_avg3", "adaptive_avg_pool", 3, (1, 3, 5, 6, 7), output_size=(2, None, 4), small=True),
+    _pooling("adaptive_max1", "adaptive_max_pool", 1, (2, 3, 17), output_size=5, return_indices=True, small=True),
+    _pooling("adaptive_max1_wide", "adaptive_max_pool", 1, (1, 2, 4703), output_size=2, crosses_tile=True),
+    _pooling(
+        "adaptive_max2", "adaptive_max_pool", 2, (2, 3, 8, 9), output_size=(5, 7), return_indices=True, small=True
+    ),
+    _pooling(
+        "adaptive_max2_even", "adaptive_max_pool", 2, (2, 3, 8, 12), output_size=4, return_indices=True, small=True
+    ),
+    _pooling("adaptive_max2_global", "adaptive_max_pool", 2, (3, 17, 7, 7), output_size=1, small=True),
+    _pooling(
+        "adaptive_max2_ties",
+        "adaptive_max_pool",
+        2,
+        (2, 16, 9, 40),
+        output_size=(4, 9),
+        values="ties",
+        return_indices=True,
+        small=True,
+    ),
+    _pooling(
+        "adaptive_max2_nonfinite",
+        "adaptive_max_pool",
+        2,
+        (2, 5, 9, 9),
+        output_size=4,
+        values="nonfinite",
+        return_indices=True,
+        small=True,
+    ),
+    _pooling(
+        "adaptive_max2_minus_inf",
+        "adaptive_max_pool",
+        2,
+        (2, 5, 9, 19),
+        output_size=(4, 6),
+        values="minus_inf",
+        return_indices=True,
+        small=True,
+    ),
+    _pooling(
+        "adaptive_max2_integers", "adaptive_max_pool", 2, (2, 3, 7, 9), output_size=4, values="integers", small=True
+    ),
+    _pooling(
+        "adaptive_max3", "adaptive_max_pool", 3, (3, 5, 6, 7), output_size=(2, None, 4), return_indices=True, small=True
+    ),
+)
+
+
 def _norm(id: str, shape: tuple[int, ...], **options: Any) -> BatchNormCase:
     return BatchNormCase(id=id, shape=shape, **options)
 
@@ -889,6 +1175,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     **CONVOLUTIONS,
     "max_pool2d": MAX_POOL2D,
     "maxout": MAXOUT,
+    "pooling": POOLING,
     "batch_norm": (*BATCH_NORM, *BATCH_NORM_ACTIVATED),
     "group_norm": GROUP_NORM,
     "instance_norm": INSTANCE_NORM,
