@@ -16,7 +16,7 @@ def _like(input: Tensor, wanted: bool = True) -> Tensor:
 
 
 @register_fake("fastnn::local_response_norm")
-def _local_response_norm(input: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+def _local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     torch._check_value(
         input.dim() >= 3,
         lambda: f"local_response_norm: Expected 3D or higher dimensionality input, but got shape {input.shape}",

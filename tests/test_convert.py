@@ -375,7 +375,7 @@ def test_pruned_layers():
         (lambda: OwnConvForward(3, 3, 3), "has its own computation, OwnConvForward._conv_forward"),
         (lambda: Final(3, 3, 3), "Final cannot be subclassed: Final is final"),
         (lambda: nn.Conv2d(3, 3, 3, dtype=torch.complex64), "weight is torch.complex64"),
-        (lambda: nn.SyncBatchNorm(3), "fastnn does not implement SyncBatchNorm"),
+        (lambda: nn.LayerNorm(3), "fastnn does not implement LayerNorm"),
         (lambda: nn.Bilinear(3, 4, 5), "fastnn does not implement Bilinear"),
         (lambda: nn.Bilinear(3, 3, 3), "fastnn does not implement Bilinear"),
         (lambda: torch.ao.nn.quantized.Conv2d(3, 3, 3), "fastnn does not implement Conv2d"),

@@ -361,6 +361,8 @@ Three group_norm_backward_autograd(c10::DispatchKeySet keys, const at::Tensor& g
 
 at::Tensor group_norm(const at::Tensor& input, int64_t num_groups, const OptionalTensor& weight,
                       const OptionalTensor& bias, double eps) {
+  TORCH_CHECK(input.dim() >= 2, "group_norm: Expected at least 2 dimensions for input tensor but received ",
+              input.dim(), ", shape ", input.sym_sizes());
   TORCH_CHECK(num_groups >= 1,
               "group_norm: Expected num groups to be greater than 0, got num_groups=", num_groups);
   TORCH_CHECK_VALUE(input.sym_numel() != num_groups,
