@@ -242,8 +242,9 @@ inline bool without_gaps(const ConvGeometry& g, const ConvStrides& strides) {
   return last + 1 == g.N * g.C * volume(g.in);
 }
 
-// Elements of the filters from which a copy of them pays.
-inline constexpr int64_t kManyFilters = 1 << 15;
+// Elements of the filters from which a copy of them pays; and of the reduction of a position, from which a copy
+// of grad_x does.
+inline constexpr int64_t kManyFilters = 1 << 15, kMinReductionOfCopy = 64;
 
 // What a data gradient is computed from and to: copies in the workspace where the tensors' own strides cost
 // more.
@@ -260,7 +261,8 @@ class GradInputCopies {
     // the end.
     copies_x_ = kCopies && stride > 1 && !channels_innermost(x) && x.has_planes() &&
                 (y.has_planes() || channels_innermost(y)) && y.C / g.groups >= kMinAddressedRun &&
-                x.C / g.groups >= kLanes<acc_type<scalar_t>>;
+                x.C / g.groups >= kLanes<acc_type<scalar_t>> &&
+                volume(g.kernel) * y.C / g.groups >= kMinReductionOfCopy * volume(g.stride);
     copies_y_ = by_channels_ || copies_x_;
     // Filters are reduced over, and of a tap at a time: two strides, each of whole cache lines.
     copies_w_ = kCopies && !channels_innermost(w) && w.has_planes() && volume(g.kernel) > 1 &&
