@@ -124,6 +124,7 @@ def dispatcher_calls() -> list[Any]:
     mask = saved_by_act(image, t(2, 3, 6, 4, grad=False))[-1]
     activated = (t(2, 3, 6, 4, grad=False), image.detach(), t(3, grad=False))
     products = tuple(t(*size, grad=False) for size in ((2, 5), (2, 3), (12, 5), (12, 3)))
+    volume = t(1, 2, 3, 4, 5)
     calls = {
         "conv2d": (ops.conv2d.default, (x, w, b, [2, 1], [1, 0], [1, 1], 2)),
         "conv2d-channels_last": (ops.conv2d.default, (channels_last(x), w, None, ONE, ONE, ONE, 2)),
@@ -161,7 +162,23 @@ def dispatcher_calls() -> list[Any]:
             (image, offsets_of(image), [2, 2], [2, 2], [0, 0], ONE),
         ),
         "max_pool1d": (ops.max_pool1d.default, (t(2, 3, 8), [3], [2], [1])),
-        "max_pool3d": (ops.max_pool3d_with_indices.default, (t(1, 2, 3, 4, 5), [2, 2, 2])),
+        "max_pool1d_with_indices": (ops.max_pool1d_with_indices.default, (t(2, 3, 8), [3])),
+        "max_pool3d": (ops.max_pool3d.default, (volume, [2, 2, 2])),
+        "max_pool3d_with_indices": (ops.max_pool3d_with_indices.default, (volume, [2, 2, 2])),
+        "avg_pool1d": (ops.avg_pool1d.default, (t(2, 3, 8), [3], [2], [1])),
+        "avg_pool3d": (ops.avg_pool3d.default, (volume, [2, 2, 2])),
+        "lp_pool1d": (ops.lp_pool1d.default, (t(2, 3, 8), 2.0, [3])),
+        "lp_pool3d": (ops.lp_pool3d.default, (volume, 2.0, [2, 2, 2])),
+        "adaptive_avg_pool1d": (ops.adaptive_avg_pool1d.default, (t(2, 3, 8), [3])),
+        "adaptive_avg_pool3d": (ops.adaptive_avg_pool3d.default, (volume, [2, 1, 3])),
+        "adaptive_max_pool1d": (ops.adaptive_max_pool1d.default, (t(2, 3, 8), [3], False)),
+        "adaptive_max_pool3d": (ops.adaptive_max_pool3d.default, (volume, [2, 1, 3])),
+        "fractional_max_pool3d": (
+            ops.fractional_max_pool3d.default,
+            (volume, [2, 2, 2], [2, 2, 3], torch.rand(1, 2, 3)),
+        ),
+        "max_unpool1d": (ops.max_unpool1d.default, (t(2, 3, 3), SWITCHES[..., 0] // 2, [3])),
+        "max_unpool3d": (ops.max_unpool3d.default, (t(2, 3, 3, 2, 1), SWITCHES[..., None], [2, 2, 2])),
         "avg_pool2d": (ops.avg_pool2d.default, (image, [2, 2], [], [1, 1], True, False, 3)),
         "average_pool": (ops.average_pool.default, (image, [3, 2], [2, 2], [2, 2], NONE[:2], True, None)),
         "average_pool-channels_last": (
