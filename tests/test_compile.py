@@ -242,7 +242,7 @@ def dispatcher_calls() -> list[Any]:
             ops.fractional_max_pool3d.default,
             (volume, [2, 2, 2], [2, 2, 3], torch.rand(1, 2, 3)),
         ),
-        "max_unpool1d": (ops.max_unpool1d.default, (t(2, 3, 3), SWITCHES[..., 0], [3])),
+        "max_unpool1d": (ops.max_unpool1d.default, (t(2, 3, 3), SWITCHES[..., 0] // 2, [3])),
         "max_unpool3d": (ops.max_unpool3d.default, (t(2, 3, 3, 2, 1), SWITCHES[..., None], [2, 2, 2])),
         "avg_pool2d": (ops.avg_pool2d.default, (image, [2, 2], [], [1, 1], True, False, 3)),
         "average_pool": (ops.average_pool.default, (image, [3, 2], [2, 2], [2, 2], NONE[:2], True, None)),
