@@ -187,8 +187,8 @@ def conv_transpose2d(
         ``channels_last`` when input or weight is.
 
     Raises:
-        RuntimeError: for shapes, types or devices that do not go together, an output of fewer than no positions, a stride or
-            dilation below 1, a negative padding, or an ``output_padding`` out of its range.
+        RuntimeError: for shapes, types or devices that do not go together, a padding that takes off more than there
+            is, a stride or dilation below 1, a negative padding, or an ``output_padding`` out of its range.
 
     Formula: Dumoulin and Visin 2016, section 4.
     """

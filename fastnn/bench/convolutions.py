@@ -211,10 +211,10 @@ def convolutions(batch: int) -> list[Layer]:
         depthwise(few, 64, (8, 28, 28), (3, 3, 3), padding=1),
         depthwise(few, 128, (8, 14, 14), (3, 3, 3), padding=1, stride=2),
         transposed(batch, 64, 32, (512,), (4,), stride=2, padding=1),
-        transposed(few, 512, 256, (4, 4), (4, 4), stride=2, padding=1),  # of a DCGAN (Radford et al. 2016)
-        transposed(few, 256, 128, (8, 8), (4, 4), stride=2, padding=1),
-        transposed(few, 128, 64, (16, 16), (4, 4), stride=2, padding=1),
-        transposed(few, 64, 3, (32, 32), (4, 4), stride=2, padding=1),
+        transposed(batch, 512, 256, (4, 4), (4, 4), stride=2, padding=1),  # of a DCGAN (Radford et al. 2016)
+        transposed(batch, 256, 128, (8, 8), (4, 4), stride=2, padding=1),
+        transposed(batch, 128, 64, (16, 16), (4, 4), stride=2, padding=1),
+        transposed(batch, 64, 3, (32, 32), (4, 4), stride=2, padding=1),
         transposed(few, 128, 64, (28, 28), (2, 2), stride=2),  # of a U-Net
         transposed(few, 64, 64, (28, 28), (3, 3), padding=1),  # of a deconvolution network (Noh et al. 2015)
         transposed(few, 32, 16, (4, 14, 14), (2, 2, 2), stride=2),  # of a V-Net
