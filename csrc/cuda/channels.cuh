@@ -5,8 +5,8 @@
 //                       each other)
 //   rows    [rows, C]   a thread owns a vector of channels, whose constants stay in registers, and walks rows
 //
-// Rows may be those of several samples, [samples, rows, C], whose channels are apart: channel c of sample n is channel
-// n * C + c to the ops. (With planes those are N * C channels of one image.)
+// Rows may be those of several samples, [samples, rows, C], whose channels are apart: channel c of sample n is
+// channel n * C + c to the ops. (With planes those are N * C channels of one image.)
 //
 // channels_two_pass.cuh reads the tensors twice, once for the reduction and once for the map; channels_held.cuh
 // once, where a channel's elements fit on the chip. Both do the same arithmetic with the same ops.
@@ -28,6 +28,7 @@
 //   channel(c, Found)                                from what one has found
 //   apply(channel, in[kInputs], out[kOutputs])
 //   begin(thread, threads)                           run by all threads of the launch, with their numbers
+//   kSamples                                         where it is to be run on several samples
 //
 // Reduction and map may know a bit of each element (batch_norm_activation.cuh), and then have
 //   kBits                                            Bits::kRead or Bits::kWritten
