@@ -28,6 +28,7 @@
 //   channel(c, Found)                                from what one has found
 //   apply(channel, in[kInputs], out[kOutputs])
 //   begin(thread, threads)                           run by all threads of the launch, with their numbers
+//   kSamples                                         where it is to be run on several samples
 //
 // Reduction and map may know a bit of each element (batch_norm_activation.cuh), and then have
 //   kBits                                            Bits::kRead or Bits::kWritten

@@ -378,8 +378,10 @@ Status map_channels(const char* name, const Op& op, const ChannelShape& shape, S
   if (!shape.planes && shape.vectors_fit(kWide) && bits_fit) {
     return map_rows<kWide>(name, op, shape, aligned, stream);
   }
-  // Of several samples vectors must not straddle rows.
-  if (!shape.planes && shape.samples > 1) return map_rows<1>(name, op, shape, true, stream);
+  if constexpr (requires { Op::kSamples; }) {
+    // Of several samples vectors must not straddle rows.
+    if (!shape.planes && shape.samples > 1) return map_rows<1>(name, op, shape, true, stream);
+  }
   // Rows that vectors would straddle are planes of one element.
   const int64_t S = shape.planes ? shape.S : 1;
   const int64_t last = elements + kWarpSize * kWide;  // of the warp that has the last element

@@ -115,6 +115,7 @@ struct NormaliseGroups {
   using acc_t = acc_type<scalar_t>;
   using Channel = NormaliseChannel<acc_t>;
   static constexpr int kInputs = 1, kOutputs = 1;
+  static constexpr bool kSamples = true;
 
   const scalar_t* input[kInputs];
   scalar_t* output[kOutputs];
@@ -223,6 +224,7 @@ struct GroupGradX {
   using scalar_t = scalar_t_;
   using acc_t = acc_type<scalar_t>;
   static constexpr int kInputs = 2, kOutputs = 1;  // grad_y, x
+  static constexpr bool kSamples = true;
   struct Channel {
     Normaliser<acc_t> x;
     acc_t weight, offset, slope;
