@@ -71,7 +71,7 @@ def test_a_few_cases_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record["schema"] == 1
     assert record["complete"] is record["passed"] is True
     assert record["failures"] == []
-    assert record["runs"] == 5 * 2 * 2
+    assert record["runs"] == len(DIRECTIONS) * 2 * 2
     assert record["machine"]["torch"] == torch.__version__
     assert record["arguments"]["dtype"] == list(dtypes)
     assert record["seconds"] > 0
@@ -88,6 +88,9 @@ def test_a_few_cases_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert group["bits_differ"] == 0
         for side in ("fastnn", "torch"):
             errors = group[side]
+            if (side, group["op"], group["dtype"]) == ("torch", "local_response_norm", "bfloat16"):
+                assert errors["refused"] >= 1  # on the CPU it has no such kernel
+                continue
             assert errors["results"] >= 1
             assert errors["refused"] == 0
             for ulps in (errors["ulps_scaled"], errors["ulps_own"]):
@@ -213,7 +216,7 @@ def test_an_interrupted_check_prints_what_it_found(
     assert record["runs"] == 2
     assert record["groups"]
     printed = capsys.readouterr().out
-    assert "INCOMPLETE, 2 of 5 runs were done; nothing wrong so far" in printed
+    assert f"INCOMPLETE, 2 of {len(DIRECTIONS)} runs were done; nothing wrong so far" in printed
     assert "gradient of input" in printed
 
 
@@ -235,9 +238,11 @@ def test_random_cases_are_valid_and_cover_the_options(op: str):
         assert {63, 64, 65} & {case.hidden_size for case in cases}
         assert {case.through for case in cases} == {"both", "h", "c"}
         return
-    assert any(0 in case.shape for case in cases)
+    assert any(0 in case.shape for case in cases) or op == "instance_norm"  # which torch refuses for empty batches
     # Volumes of many channels would cost too much.
     edges = {16, 17, 32, 33} if op.endswith("3d") or "transpose" in op else {16, 17, 32, 33, 64, 65, 128}
+    if op in ("maxout", "group_norm"):  # of outputs, and of groups; the channels are as many times more
+        edges = {16, 17, 32, 33, 64, 65}
     assert edges <= {size for case in cases for size in case.shape}
     rank = int(op[-2]) if op.endswith("d") else 0
     if "locally" in op:
@@ -259,6 +264,16 @@ def test_random_cases_are_valid_and_cover_the_options(op: str):
         assert {case.ceil_mode for case in cases} == {True, False}
         assert any(case.dilation != 1 for case in cases)
         assert {len(case.shape) for case in cases} == {3, 4}
+    elif op == "maxout":
+        assert {case.pieces_first for case in cases} == {True, False}
+        assert {1, 2, 3, 16, 17} <= {case.pieces for case in cases}
+    elif op == "local_response_norm":
+        assert len({case.size for case in cases}) > 3
+        assert {len(case.shape) for case in cases} >= {3, 4}
+    elif op in ("group_norm", "instance_norm"):
+        assert any(case.values == "large_mean" for case in cases)
+        assert {case.mixed for case in cases} == {True, False}
+        assert {len(case.shape) for case in cases} >= {3, 4}
     else:
         assert all(case.dtypes == PRECISE for case in cases if case.values == "large_mean")
         assert any(case.values == "large_mean" for case in cases)

@@ -172,7 +172,7 @@ def test_the_same_bits_for_any_number_of_threads_and_any_batch(name, hidden, dty
     def run(samples=slice(None)):
         x, h = products[:, samples].clone().requires_grad_(), h0[samples].clone().requires_grad_()
         c = h.detach() if cell[0] == 0 else None
-        y, h_n, *_ = torch.ops.fastnn.recurrence(x, h, c, None, w_hh, *[None] * 11, True, False, cell)
+        y, h_n, *_ = torch.ops.fastnn.recurrence(x, h, c, None, w_hh, *[None] * 12, True, False, cell)
         return [y, h_n, *torch.autograd.grad([y, h_n], [x, h], [torch.cos(3 * y.detach()), torch.ones_like(h_n)])]
 
     results, before = [], torch.get_num_threads()

@@ -44,7 +44,7 @@ def test_resnet_of_transformers(training: bool, dtype: torch.dtype) -> None:
     assert {id(p) for p in converted.parameters()} == held
     report = fastnn.conversion_report(converted)
     kinds = {row.class_name for row in report if row.replaced}
-    assert kinds == {"Conv2d", "BatchNorm2d", "MaxPool2d"}
+    assert kinds == {"AdaptiveAvgPool2d", "Conv2d", "BatchNorm2d", "MaxPool2d"}
 
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4, 3, 64, 48, generator=generator, dtype=dtype)

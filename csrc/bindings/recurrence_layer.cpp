@@ -149,9 +149,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> normalise_x_backward(const at::Te
                                                                     const at::Tensor& statistics) {
   const at::Tensor made = kept.narrow(0, 0, grad.size(0));
   const at::Tensor scale = statistics.narrow(0, 0, grad.size(0)).narrow(1, kCellStatistics - 1, 1);
-  const auto [of_made, of_gain, of_bias] =
-      at::native_layer_norm_backward(grad, made, {grad.size(1)}, at::zeros_like(scale), at::ones_like(scale),
-                                     gain, at::zeros_like(gain), {true, true, true});
+  // torch's kernels take moments of the accumulation type on a GPU, of the tensors' on the CPU.
+  const auto moments = grad.is_cuda() ? scale.options() : grad.options();
+  const at::Tensor mean = at::zeros(scale.sizes(), moments), one = at::ones(scale.sizes(), moments);
+  const auto [of_made, of_gain, of_bias] = at::native_layer_norm_backward(
+      grad, made, {grad.size(1)}, mean, one, gain, at::zeros_like(gain), {true, true, true});
   return {of_made.mul(scale).to(grad.scalar_type()), of_gain, of_bias};
 }
 

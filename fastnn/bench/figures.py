@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -40,7 +41,10 @@ COLOURS = {
     "#5f7a1c": ("olive", "#b3cf66"),
 }
 BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE, CYAN, BROWN, OLIVE = list(COLOURS)[3:]
-OP_COLOURS = dict(zip(records.OPS, (BLUE, RED, OLIVE, GREEN, YELLOW, VIOLET, PINK, CYAN, BROWN, SLATE), strict=True))
+# Ops of one suite are near each other and fewer than there are colours.
+OP_COLOURS = dict(
+    zip(records.OPS, cycle((BLUE, RED, OLIVE, GREEN, YELLOW, VIOLET, PINK, CYAN, BROWN, SLATE)), strict=False)
+)
 LAYOUT_COLOURS = dict(zip(records.LAYOUTS, (BLUE, YELLOW), strict=True))
 MARKERS = dict(zip(records.DIRECTIONS, ("o", "s", "^", "D"), strict=True))
 SERIES = [(c, m) for m in ("o", "s", "^") for c in (BLUE, RED, GREEN, VIOLET, YELLOW, PINK, SLATE)]
