@@ -28,7 +28,7 @@ def parse(description: str, steps: int, **defaults: str) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=steps, help=f"training steps (default: {steps})")
     parser.add_argument("--seed", type=int, default=0, help="of data and weights (default: 0)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="default: cpu")
-    parser.add_argument("--out", type=Path, default=Path("examples_out"), help="folder for pictures")
+    parser.add_argument("--out", type=Path, default=Path("fastnn-examples"), help="folder for pictures")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", default=value, help=f"default: {value}")
     arguments = parser.parse_args()
