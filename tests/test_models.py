@@ -23,12 +23,12 @@ def words(count: int, *shape: int) -> Tensor:
 # What builds each, and inputs of it.
 NETWORKS = {
     "lenet5": (models.lenet5, lambda: image_like(2, 1, 32, 32)),
-    "alexnet": (lambda layers: models.alexnet(layers, 10, image=63), lambda: image_like(2, 3, 63, 63)),
+    "alexnet": (lambda layers: models.alexnet(layers, 10, image=63, hidden=64), lambda: image_like(2, 3, 63, 63)),
     "alexnet_without_norm": (
-        lambda layers: models.alexnet(layers, 10, image=70, local_response_norm=False),
+        lambda layers: models.alexnet(layers, 10, image=70, hidden=64, local_response_norm=False),
         lambda: image_like(2, 3, 70, 70),
     ),
-    "vgg16": (lambda layers: models.vgg16(layers, 10, image=32), lambda: image_like(2, 3, 32, 32)),
+    "vgg16": (lambda layers: models.vgg16(layers, 10, image=32, hidden=64), lambda: image_like(2, 3, 32, 32)),
     "googlenet": (lambda layers: models.GoogLeNet(layers, 10), lambda: image_like(*IMAGES)),
     "googlenet_one_head": (lambda layers: models.GoogLeNet(layers, 10, auxiliary=False), lambda: image_like(*IMAGES)),
     "resnet18": (lambda layers: models.resnet18(layers, 10), lambda: image_like(*IMAGES)),

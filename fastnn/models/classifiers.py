@@ -36,7 +36,11 @@ def lenet5(layers: Any = fastnn.nn, classes: int = 10) -> nn.Sequential:
 
 
 def alexnet(
-    layers: Any = fastnn.nn, classes: int = 1000, image: int = 224, local_response_norm: bool = True
+    layers: Any = fastnn.nn,
+    classes: int = 1000,
+    image: int = 224,
+    hidden: int = 4096,
+    local_response_norm: bool = True,
 ) -> nn.Sequential:
     """Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep convolutional neural networks".
 
@@ -47,6 +51,7 @@ def alexnet(
         layers: namespace of layers, ``fastnn.nn`` or ``torch.nn``.
         classes: number of classes.
         image: height and width of the images, at least 63.
+        hidden: units of the two fully connected layers before the last.
         local_response_norm: whether responses are normalised among neighbouring channels after the first two layers.
     """
 
@@ -70,11 +75,11 @@ def alexnet(
         layers.ReLU(inplace=True),
         layers.MaxPool2d(3, 2),
         layers.Flatten(),
-        *_classifier(layers, 256 * side**2, classes),
+        *_classifier(layers, 256 * side**2, hidden, classes),
     )
 
 
-def vgg16(layers: Any = fastnn.nn, classes: int = 1000, image: int = 224) -> nn.Sequential:
+def vgg16(layers: Any = fastnn.nn, classes: int = 1000, image: int = 224, hidden: int = 4096) -> nn.Sequential:
     """Simonyan and Zisserman 2015, "Very deep convolutional networks for large-scale image recognition".
 
     [N, 3, image, image] to logits [N, classes].
@@ -83,6 +88,7 @@ def vgg16(layers: Any = fastnn.nn, classes: int = 1000, image: int = 224) -> nn.
         layers: namespace of layers, ``fastnn.nn`` or ``torch.nn``.
         classes: number of classes.
         image: height and width of the images, at least 32.
+        hidden: units of the two fully connected layers before the last.
     """
     features: list[nn.Module] = []
     channels = 3
@@ -91,14 +97,16 @@ def vgg16(layers: Any = fastnn.nn, classes: int = 1000, image: int = 224) -> nn.
             features += [layers.Conv2d(channels, filters, 3, padding=1), layers.ReLU(inplace=True)]
             channels = filters
         features.append(layers.MaxPool2d(2))
-    return layers.Sequential(*features, layers.Flatten(), *_classifier(layers, channels * (image // 32) ** 2, classes))
+    return layers.Sequential(
+        *features, layers.Flatten(), *_classifier(layers, channels * (image // 32) ** 2, hidden, classes)
+    )
 
 
-def _classifier(layers: Any, features: int, classes: int) -> list[nn.Module]:
+def _classifier(layers: Any, features: int, hidden: int, classes: int) -> list[nn.Module]:
     chain: list[nn.Module] = []
-    for inputs in (features, 4096):
-        chain += [layers.Linear(inputs, 4096), layers.ReLU(inplace=True), layers.Dropout()]
-    return [*chain, layers.Linear(4096, classes)]
+    for inputs in (features, hidden):
+        chain += [layers.Linear(inputs, hidden), layers.ReLU(inplace=True), layers.Dropout()]
+    return [*chain, layers.Linear(hidden, classes)]
 
 
 def digits(layers: Any = fastnn.nn) -> nn.Sequential:
