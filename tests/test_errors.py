@@ -6,11 +6,14 @@ Where torch accepts a call, or fails in another way than by a clean exception, t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as torch_functional
 
 import fastnn
@@ -501,3 +504,35 @@ def test_a_cell_state_of_another_dtype_promotes_as_in_torch(backend):
     for ours, torch_s in zip(F.lstm_cell(x, (h, c), *weights), torch.lstm_cell(x, (h, c), *weights), strict=True):
         assert ours.dtype == torch_s.dtype
         torch.testing.assert_close(ours, torch_s, rtol=1e-5, atol=1e-6)
+
+
+# Arguments by shape; those of the first device, then the others.
+ON_TWO_DEVICES: dict[str, Callable[..., Any]] = {
+    "conv1d": lambda a, b: F.conv1d(a(2, 4, 6), b(8, 4, 3)),
+    "conv2d": lambda a, b: F.conv2d(a(*X), b(*W)),
+    "conv2d_padding": lambda a, b: F.conv2d(a(*X), b(*W), padding="same"),
+    "conv_transpose2d": lambda a, b: F.conv_transpose2d(a(*X), b(4, 8, 3, 3)),
+    "locally_connected1d": lambda a, b: F.locally_connected1d(a(2, 4, 6), b(4, 8, 4, 3)),
+    "max_unpool2d": lambda a, b: F.max_unpool2d(a(*X), b(*X).long(), 2),
+    "group_norm": lambda a, b: F.group_norm(a(*X), 2, b(4)),
+    "lstm_cell": lambda a, b: F.lstm_cell(a(2, 3), (b(2, 5), b(2, 5)), b(20, 3), b(20, 5)),
+    "lstm": lambda a, b: F.lstm(a(7, 2, 3), (b(2, 5), b(2, 5)), b(20, 3), b(20, 5)),
+}
+
+
+@pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")], ids="-".join)
+@pytest.mark.parametrize("name", ON_TWO_DEVICES)
+def test_autocast_with_tensors_of_two_devices(name, devices):
+    """An input on another device than the one whose autocast is on: an exception, and no call of itself for ever.
+
+    Tensors without data, some of which fastnn takes to be of one device: that is for the kernels to see.
+    """
+    enabled = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
+    try:
+        for device in enabled:
+            torch.set_autocast_enabled(device, device == devices[1])
+        with FakeTensorMode(), suppress(RuntimeError):
+            ON_TWO_DEVICES[name](*(partial(torch.randn, device=device) for device in devices))
+    finally:
+        for device, before in enabled.items():
+            torch.set_autocast_enabled(device, before)

@@ -7,6 +7,7 @@
 // and forward-mode tangents come from the same ops.
 #pragma once
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -23,6 +24,12 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<at::Tensor>;
+
+// The handle of the dispatcher's op of that name, whose C++ signature is F.
+template <typename F>
+c10::TypedOperatorHandle<F> find_op(const std::string& name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), overload).typed<F>();
+}
 
 inline at::Tensor value_or_undefined(const OptionalTensor& t) { return t.has_value() ? *t : at::Tensor(); }
 inline OptionalTensor some(const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }

@@ -11,6 +11,7 @@
 
 #include <cmath>
 
+#include "autocast.h"
 #include "autograd.h"
 #include "backend.h"
 #include "pool.h"
@@ -23,7 +24,6 @@ namespace {
 using c10::IntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
-using Sizes = PoolSizes;
 
 // ---- kernels ----------------------------------------------------------------------------------------------
 
@@ -137,33 +137,26 @@ at::Tensor lp_pool_backward(const at::Tensor& grad_output, const at::Tensor& inp
 using Divisor = std::optional<int64_t>;
 
 const auto& average_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::average_pool", "")
-                             .typed<at::Tensor(const at::Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
-                                               IntArrayRef, bool, Divisor)>();
+  static const auto op = find_op<at::Tensor(const at::Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
+                                            IntArrayRef, bool, Divisor)>("fastnn::average_pool");
   return op;
 }
 
 const auto& average_backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::average_pool_backward", "")
-                             .typed<at::Tensor(const at::Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
-                                               IntArrayRef, bool, Divisor)>();
+  static const auto op = find_op<at::Tensor(const at::Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
+                                            IntArrayRef, bool, Divisor)>("fastnn::average_pool_backward");
   return op;
 }
 
 const auto& lp_op() {
   static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fastnn::lp_pool", "")
-          .typed<at::Tensor(const at::Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef, double)>();
+      find_op<at::Tensor(const at::Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef, double)>(
+          "fastnn::lp_pool");
   return op;
 }
 
 const auto& lp_backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::lp_pool_backward", "")
-                             .typed<decltype(lp_pool_backward)>();
+  static const auto op = find_op<decltype(lp_pool_backward)>("fastnn::lp_pool_backward");
   return op;
 }
 
@@ -305,7 +298,7 @@ template <int kRank>
 at::Tensor avg_pool(const at::Tensor& input, IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
                     bool ceil_mode, bool count_include_pad, Divisor divisor) {
   static constexpr const char* kOp = kRank == 1 ? "avg_pool1d" : kRank == 2 ? "avg_pool2d" : "avg_pool3d";
-  check_pool_rank(kOp, kRank, input);
+  check_input_rank(kOp, kRank, input);
   const Sizes kernels = expand_list(kOp, "kernel_size", kernel_size, kRank);
   const Sizes strides = stride.empty() ? kernels : expand_list(kOp, "stride", stride, kRank);
   const Sizes pads = expand_list(kOp, "padding", padding, kRank);
@@ -333,21 +326,16 @@ template <int kRank>
 at::Tensor lp_pool_of(const at::Tensor& input, double norm_type, IntArrayRef kernel_size, IntArrayRef stride,
                       bool ceil_mode) {
   static constexpr const char* kOp = kRank == 1 ? "lp_pool1d" : kRank == 2 ? "lp_pool2d" : "lp_pool3d";
-  check_pool_rank(kOp, kRank, input);
+  check_input_rank(kOp, kRank, input);
   const Sizes kernels = expand_list(kOp, "kernel_size", kernel_size, kRank);
   const Sizes strides = stride.empty() ? kernels : expand_list(kOp, "stride", stride, kRank);
   const at::Tensor x = with_batch(kRank, input);
   if (std::isinf(norm_type)) {
     // The largest magnitude, or the smallest.
-    static const auto maximum =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("fastnn::max_pool", "")
-            .typed<std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-                const at::Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, bool, bool, bool)>();
     const bool largest = norm_type > 0;
     const at::Tensor magnitude = largest ? x.abs() : -x.abs();
-    const at::Tensor y = std::get<0>(maximum.call(magnitude, kernels, strides, no_padding(kernels),
-                                                  Sizes(kRank, 1), ceil_mode, false, false));
+    const at::Tensor y = std::get<0>(max_pool_op().call(magnitude, kernels, strides, no_padding(kernels),
+                                                        Sizes(kRank, 1), ceil_mode, false, false));
     return without_batch(kRank, input, largest ? y : -y);
   }
   const SymSizes size = pooled_sizes(kOp, x, kernels, strides, no_padding(kernels), ceil_mode);
@@ -359,7 +347,7 @@ at::Tensor adaptive_avg_pool(const at::Tensor& input, SymIntArrayRef output_size
   static constexpr const char* kOp = kRank == 1   ? "adaptive_avg_pool1d"
                                      : kRank == 2 ? "adaptive_avg_pool2d"
                                                   : "adaptive_avg_pool3d";
-  check_pool_rank(kOp, kRank, input);
+  check_input_rank(kOp, kRank, input);
   TORCH_CHECK(output_size.size() == kRank, kOp, ": 'output_size' should contain ", kRank,
               " values, got output_size=", output_size);
   for (const SymInt& size : output_size) {

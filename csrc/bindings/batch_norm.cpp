@@ -83,7 +83,7 @@ Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalT
   p.training = training;
   if (gg_input.has_value()) check_like_input(kOp, "gg_input", *gg_input, input);
   if (grad_output.has_value()) check_like_input(kOp, "grad_output", *grad_output, input);
-  check_statistics(kOp, input, {{"mean", mean}, {"invstd", invstd}});
+  check_statistics(kOp, input, {input.size(1)}, {{"mean", mean}, {"invstd", invstd}});
   BackendCall call(input);
   const auto like_input = [&](bool wanted) {
     return wanted ? form.empty_like(input) : absent(input.options());
@@ -114,23 +114,17 @@ Three batch_norm_double_backward(const OptionalTensor& gg_input, const OptionalT
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
 const auto& forward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::batch_norm_forward", "")
-                             .typed<decltype(batch_norm_forward)>();
+  static const auto op = find_op<decltype(batch_norm_forward)>("fastnn::batch_norm_forward");
   return op;
 }
 
 const auto& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::batch_norm_backward", "")
-                             .typed<decltype(batch_norm_backward)>();
+  static const auto op = find_op<decltype(batch_norm_backward)>("fastnn::batch_norm_backward");
   return op;
 }
 
 const auto& double_backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::batch_norm_double_backward", "")
-                             .typed<decltype(batch_norm_double_backward)>();
+  static const auto op = find_op<decltype(batch_norm_double_backward)>("fastnn::batch_norm_double_backward");
   return op;
 }
 
@@ -331,8 +325,7 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 
 void export_batch_norm(pybind11::module_& m) {
   namespace py = pybind11;
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::batch_norm", "").typed<decltype(batch_norm)>();
+  static const auto op = find_op<decltype(batch_norm)>("fastnn::batch_norm");
   m.def(
       "batch_norm",
       [](const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,

@@ -114,51 +114,46 @@ at::Tensor batch_norm_act_apply(const at::Tensor& input, const OptionalTensor& r
 
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
-template <typename Signature>
-auto handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 const auto& forward_op() {
-  static const auto op = handle<decltype(batch_norm_act_forward)>("fastnn::batch_norm_act_forward");
+  static const auto op = find_op<decltype(batch_norm_act_forward)>("fastnn::batch_norm_act_forward");
   return op;
 }
 
 const auto& backward_op() {
-  static const auto op = handle<decltype(batch_norm_act_backward)>("fastnn::batch_norm_act_backward");
+  static const auto op = find_op<decltype(batch_norm_act_backward)>("fastnn::batch_norm_act_backward");
   return op;
 }
 
 const auto& gradient_op() {
-  static const auto op = handle<decltype(batch_norm_act_gradient)>("fastnn::batch_norm_act_gradient");
+  static const auto op = find_op<decltype(batch_norm_act_gradient)>("fastnn::batch_norm_act_gradient");
   return op;
 }
 
 const auto& apply_op() {
-  static const auto op = handle<decltype(batch_norm_act_apply)>("fastnn::batch_norm_act_apply");
+  static const auto op = find_op<decltype(batch_norm_act_apply)>("fastnn::batch_norm_act_apply");
   return op;
 }
 
 const auto& plain_forward_op() {
   static const auto op =
-      handle<Three(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                   const OptionalTensor&, const OptionalTensor&, bool, std::optional<double>, double, bool)>(
+      find_op<Three(const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                    const OptionalTensor&, const OptionalTensor&, bool, std::optional<double>, double, bool)>(
           "fastnn::batch_norm_forward");
   return op;
 }
 
 const auto& plain_backward_op() {
   static const auto op =
-      handle<Three(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
-                   const at::Tensor&, bool, std::array<bool, 3>)>("fastnn::batch_norm_backward");
+      find_op<Three(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
+                    const at::Tensor&, bool, std::array<bool, 3>)>("fastnn::batch_norm_backward");
   return op;
 }
 
 const auto& plain_double_backward_op() {
   static const auto op =
-      handle<Three(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                   const at::Tensor&, const OptionalTensor&, const at::Tensor&, const at::Tensor&, bool,
-                   std::array<bool, 3>)>("fastnn::batch_norm_double_backward");
+      find_op<Three(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                    const at::Tensor&, const OptionalTensor&, const at::Tensor&, const at::Tensor&, bool,
+                    std::array<bool, 3>)>("fastnn::batch_norm_double_backward");
   return op;
 }
 
@@ -448,7 +443,7 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
 
 void export_batch_norm_act(pybind11::module_& m) {
   namespace py = pybind11;
-  static const auto op = handle<decltype(batch_norm_act)>("fastnn::batch_norm_act");
+  static const auto op = find_op<decltype(batch_norm_act)>("fastnn::batch_norm_act");
   m.def(
       "batch_norm_act",
       [](const at::Tensor& input, const OptionalTensor& residual, const OptionalTensor& weight,

@@ -33,14 +33,13 @@ DType param_dtype(const char* op, const at::Tensor& x,
   return dtype_of(op, first_name == nullptr ? "input" : first_name, *first);
 }
 
-void check_statistics(const char* op, const at::Tensor& x,
+void check_statistics(const char* op, const at::Tensor& x, at::IntArrayRef size,
                       std::initializer_list<std::pair<const char*, const at::Tensor&>> values) {
   for (const auto& [name, t] : values) {
-    TORCH_CHECK(t.dim() == 1 && t.size(0) == x.size(1) && t.is_contiguous() && t.device() == x.device() &&
+    TORCH_CHECK(t.sizes() == size && t.is_contiguous() && t.device() == x.device() &&
                     t.scalar_type() == acc_scalar_type(x.scalar_type()),
-                op, ": ", name, " must have shape [", x.size(1), "] and dtype ",
-                acc_scalar_type(x.scalar_type()), " on ", x.device(), ", got ", t.sizes(), " of ",
-                t.scalar_type(), " on ", t.device());
+                op, ": ", name, " must have shape ", size, " and dtype ", acc_scalar_type(x.scalar_type()),
+                " on ", x.device(), ", got ", t.sizes(), " of ", t.scalar_type(), " on ", t.device());
   }
 }
 
@@ -67,7 +66,7 @@ BatchNormActivation BatchNormEpilogue::parameters(const char* op, const BatchNor
     return forward ? call.output(t) : const_cast<void*>(call.data(t));
   };
   if (scale.defined()) {
-    check_statistics(op, x, {{"scale", scale}, {"shift", shift}});
+    check_statistics(op, x, {x.size(1)}, {{"scale", scale}, {"shift", shift}});
     a.scale = point(scale);
     a.shift = point(shift);
   }
@@ -169,7 +168,7 @@ BatchNormGradients run_batch_norm_backward(const char* op, const at::Tensor& gra
   p.shape = form.shape;
   p.training = training;
   check_like_input(op, "grad_output", grad_output, input);
-  check_statistics(op, input, {{"mean", mean}, {"invstd", invstd}});
+  check_statistics(op, input, {input.size(1)}, {{"mean", mean}, {"invstd", invstd}});
   BackendCall call(input);
   const auto params = param_options(input, weight);
   const auto param_out = [&](bool wanted) {
@@ -204,7 +203,8 @@ at::Tensor run_batch_norm_apply(const char* op, const at::Tensor& grad_output, c
   BatchNormApplyParams p;
   p.dtype = dtype_of(op, "input", input);
   p.shape = form.shape;
-  check_statistics(op, input, {{"mean", mean}, {"scale", epilogue.scale}, {"shift", epilogue.shift}});
+  check_statistics(op, input, {input.size(1)},
+                   {{"mean", mean}, {"scale", epilogue.scale}, {"shift", epilogue.shift}});
   if (grad_output.defined()) check_like_input(op, "grad_output", grad_output, input);
   BackendCall call(input);
   at::Tensor out = form.empty_like(input);

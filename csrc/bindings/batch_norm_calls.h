@@ -26,8 +26,8 @@ DType param_dtype(const char* op, const at::Tensor& x,
 // Options of the parameters' gradients.
 at::TensorOptions param_options(const at::Tensor& x, const OptionalTensor& weight);
 
-// Checks values by channel that a forward returned.
-void check_statistics(const char* op, const at::Tensor& x,
+// Checks values that a forward returned, by channel or by group.
+void check_statistics(const char* op, const at::Tensor& x, at::IntArrayRef size,
                       std::initializer_list<std::pair<const char*, const at::Tensor&>> values);
 
 inline OptionalTensor dense(const OptionalTensor& t) { return t.has_value() ? some(t->contiguous()) : t; }

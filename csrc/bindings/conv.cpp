@@ -7,6 +7,7 @@
 #include <string>
 #include <type_traits>
 
+#include "autocast.h"
 #include "conv_choice.h"
 #include "conv_ops.h"
 #include "conv_rank.h"
@@ -73,11 +74,9 @@ at::Tensor conv_padding(const at::Tensor& input, const at::Tensor& weight, const
 }
 
 template <typename Signature, int64_t rank>
-const auto& find_op() {
+const auto& rank_op() {
   static constexpr const char* kOverload = std::is_same_v<Signature, ConvByName> ? "padding" : "";
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow((std::string("fastnn::") + kOps[rank - 1]).c_str(), kOverload)
-                             .typed<Signature>();
+  static const auto op = find_op<Signature>(std::string("fastnn::") + kOps[rank - 1], kOverload);
   return op;
 }
 
@@ -86,7 +85,7 @@ at::Tensor conv_autocast(const at::Tensor& input, const at::Tensor& weight, cons
                          IntArrayRef stride, Padding padding, IntArrayRef dilation, int64_t groups,
                          StringView activation, double alpha) {
   const Autocast cast(input);
-  return find_op<Signature, rank>().call(cast(input), cast(weight), cast(bias), stride, padding, dilation,
+  return rank_op<Signature, rank>().call(cast(input), cast(weight), cast(bias), stride, padding, dilation,
                                          groups, activation, alpha);
 }
 
@@ -120,10 +119,10 @@ void export_rank(pybind11::module_& m) {
          const std::variant<IntList, std::string>& padding, const IntList& dilation, int64_t groups,
          StringView activation, double alpha) {
         if (const auto* name = std::get_if<std::string>(&padding)) {
-          return find_op<ConvByName, rank>().call(input, weight, bias, stride, *name, dilation, groups,
+          return rank_op<ConvByName, rank>().call(input, weight, bias, stride, *name, dilation, groups,
                                                   activation, alpha);
         }
-        return find_op<ConvBySize, rank>().call(input, weight, bias, stride, std::get<IntList>(padding),
+        return rank_op<ConvBySize, rank>().call(input, weight, bias, stride, std::get<IntList>(padding),
                                                 dilation, groups, activation, alpha);
       },
       py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("stride") = IntList{1},

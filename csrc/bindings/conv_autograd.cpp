@@ -13,11 +13,6 @@
 
 namespace fastnn::bindings {
 
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 const c10::TypedOperatorHandle<ConvolutionOp>& convolution_op() {
   static const auto op = find_op<ConvolutionOp>("fastnn::convolution");
   return op;

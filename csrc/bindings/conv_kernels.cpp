@@ -103,6 +103,12 @@ Sizes output_size(const ConvGeometry& g, int64_t rank) {
   return size;
 }
 
+void check_grad_output(const char* op, const at::Tensor& grad_output, const ConvGeometry& g, int64_t rank) {
+  const Sizes expected = output_size(g, rank);
+  TORCH_CHECK(grad_output.sizes() == IntArrayRef(expected), op, ": grad_output must have shape ",
+              IntArrayRef(expected), ", got ", grad_output.sizes());
+}
+
 ConvActivation conv_activation(const char* op, StringView name, double alpha) {
   const NamedActivation named = activation_of(op, name, alpha);
   TORCH_CHECK_VALUE(named.alpha >= 0, op,
@@ -151,13 +157,6 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
   return output;
 }
 
-// The gradients' geometry comes from the sizes of x and w; grad_output must have the size that follows.
-void check_grad_output(const char* op, const at::Tensor& grad_output, const ConvGeometry& g) {
-  const Sizes expected = output_size(g, grad_output.dim() - 2);
-  TORCH_CHECK(grad_output.sizes() == IntArrayRef(expected), op, ": grad_output must have shape ",
-              IntArrayRef(expected), ", got ", grad_output.sizes());
-}
-
 at::Tensor convolution_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
                                   IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding,
                                   IntArrayRef dilation, int64_t groups, bool channels_last,
@@ -167,7 +166,7 @@ at::Tensor convolution_grad_input(const at::Tensor& grad_output, const at::Tenso
   ConvGradInputParams p;
   p.dtype = dtype_of(kOp, "grad_output", grad_output);
   p.geometry = make_geometry(kOp, input_size, weight.sizes(), stride, padding, dilation, groups);
-  check_grad_output(kOp, grad_output, p.geometry);
+  check_grad_output(kOp, grad_output, p.geometry, weight.dim() - 2);
   const at::Tensor dense_bias = checked_bias(kOp, grad_output, weight, bias, p.geometry.C);
   BackendCall call(grad_output);
   at::Tensor grad_input =
@@ -192,7 +191,7 @@ at::Tensor convolution_grad_weight(const at::Tensor& input, const at::Tensor& gr
   ConvGradWeightParams p;
   p.dtype = dtype_of(kOp, "input", input);
   p.geometry = make_geometry(kOp, input.sizes(), weight_size, stride, padding, dilation, groups);
-  check_grad_output(kOp, grad_output, p.geometry);
+  check_grad_output(kOp, grad_output, p.geometry, input.dim() - 2);
   BackendCall call(input);
   at::Tensor grad_weight =
       at::empty(weight_size, input.options().memory_format(memory_format(channels_last, input.dim())));

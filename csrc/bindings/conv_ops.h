@@ -12,13 +12,13 @@
 
 #include "../ops/conv.h"
 #include "autograd.h"
+#include "tensors.h"
 
 namespace fastnn::bindings {
 
 using c10::IntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
-using Sizes = c10::SmallVector<int64_t, 6>;
 using StringView = std::string_view;
 
 inline constexpr StringView kIdentity = "identity";
@@ -53,6 +53,9 @@ ConvGeometry make_geometry(const char* op, IntArrayRef x_size, IntArrayRef w_siz
 
 // The size [N, K, positions...] of what the convolution gives.
 Sizes output_size(const ConvGeometry& g, int64_t rank);
+
+// Throws where grad_output has not that size: the gradients' geometry comes from the sizes of x and w.
+void check_grad_output(const char* op, const at::Tensor& grad_output, const ConvGeometry& g, int64_t rank);
 
 // The activation of that name; of tensors without data too.
 ConvActivation conv_activation(const char* op, StringView name, double alpha);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <string>
 
+#include "autocast.h"
 #include "conv_ops.h"
 #include "conv_rank.h"
 #include "python.h"
@@ -73,10 +74,8 @@ at::Tensor conv_transpose(const at::Tensor& input, const at::Tensor& weight, con
 }
 
 template <int64_t rank>
-const auto& find_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow((std::string("fastnn::") + kOps[rank - 1]).c_str(), "")
-                             .typed<ConvTransposeOp>();
+const auto& rank_op() {
+  static const auto op = find_op<ConvTransposeOp>(std::string("fastnn::") + kOps[rank - 1]);
   return op;
 }
 
@@ -85,7 +84,7 @@ at::Tensor conv_transpose_autocast(const at::Tensor& input, const at::Tensor& we
                                    const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding,
                                    IntArrayRef output_padding, int64_t groups, IntArrayRef dilation) {
   const Autocast cast(input);
-  return find_op<rank>().call(cast(input), cast(weight), cast(bias), stride, padding, output_padding, groups,
+  return rank_op<rank>().call(cast(input), cast(weight), cast(bias), stride, padding, output_padding, groups,
                               dilation);
 }
 
@@ -105,7 +104,7 @@ void export_rank(pybind11::module_& m) {
       kOps[rank - 1],
       [](const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias, const IntList& stride,
          const IntList& padding, const IntList& output_padding, int64_t groups, const IntList& dilation) {
-        return find_op<rank>().call(input, weight, bias, stride, padding, output_padding, groups, dilation);
+        return rank_op<rank>().call(input, weight, bias, stride, padding, output_padding, groups, dilation);
       },
       py::arg("input"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("stride") = IntList{1},
       py::arg("padding") = IntList{0}, py::arg("output_padding") = IntList{0}, py::arg("groups") = 1,

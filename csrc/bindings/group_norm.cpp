@@ -8,11 +8,11 @@
 #include "../ops/group_norm.h"
 
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 #include <array>
 
+#include "autocast.h"
 #include "autograd.h"
 #include "backend.h"
 #include "batch_norm_calls.h"
@@ -39,17 +39,6 @@ GroupNormShape shape_of(const char* op, const ActivationForm& form, const at::Te
               ": Expected number of channels in input to be divisible by num_groups, but got input of shape ",
               input.sizes(), " and num_groups=", groups);
   return {form.layout, form.N, form.C, form.S, groups};
-}
-
-void check_statistics(const char* op, const at::Tensor& x, const GroupNormShape& shape,
-                      std::initializer_list<std::pair<const char*, const at::Tensor&>> values) {
-  for (const auto& [name, t] : values) {
-    TORCH_CHECK(t.sizes() == at::IntArrayRef({shape.N, shape.G}) && t.is_contiguous() &&
-                    t.device() == x.device() && t.scalar_type() == acc_scalar_type(x.scalar_type()),
-                op, ": ", name, " must have shape [", shape.N, ", ", shape.G, "] and dtype ",
-                acc_scalar_type(x.scalar_type()), " on ", x.device(), ", got ", t.sizes(), " of ",
-                t.scalar_type(), " on ", t.device());
-  }
 }
 
 Three group_norm_forward(const at::Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -104,7 +93,7 @@ Three group_norm_backward(const at::Tensor& grad_output, const at::Tensor& input
   p.shape = shape_of(kOp, form, input, groups);
   p.param_dtype = param_dtype(kOp, input, {{"weight", weight}});
   check_like_input(kOp, "grad_output", grad_output, input);
-  check_statistics(kOp, input, p.shape, {{"mean", mean}, {"invstd", invstd}});
+  check_statistics(kOp, input, {p.shape.N, p.shape.G}, {{"mean", mean}, {"invstd", invstd}});
   BackendCall call(input);
   const auto params = param_options(input, weight);
   const auto by_channel = [&](bool wanted) { return wanted ? at::empty({form.C}, params) : absent(params); };
@@ -128,16 +117,12 @@ Three group_norm_backward(const at::Tensor& grad_output, const at::Tensor& input
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
 const auto& forward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::group_norm_forward", "")
-                             .typed<decltype(group_norm_forward)>();
+  static const auto op = find_op<decltype(group_norm_forward)>("fastnn::group_norm_forward");
   return op;
 }
 
 const auto& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::group_norm_backward", "")
-                             .typed<decltype(group_norm_backward)>();
+  static const auto op = find_op<decltype(group_norm_backward)>("fastnn::group_norm_backward");
   return op;
 }
 
@@ -175,10 +160,9 @@ class AsChannels {
   }
   // Gradient of input, for a gradient of the normalised values.
   at::Tensor backward(const at::Tensor& gradient) const {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("fastnn::batch_norm_backward", "")
-                               .typed<Three(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                                            const at::Tensor&, const at::Tensor&, bool, std::array<bool, 3>)>();
+    static const auto op =
+        find_op<Three(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
+                      const at::Tensor&, bool, std::array<bool, 3>)>("fastnn::batch_norm_backward");
     return apart(std::get<0>(
         op.call(merged(gradient, groups_), x_, std::nullopt, mean_, invstd_, true, {true, false, false})));
   }
@@ -186,11 +170,10 @@ class AsChannels {
   // too, and by input.
   std::pair<at::Tensor, at::Tensor> double_backward(const at::Tensor& direction, const at::Tensor& gradient,
                                                     bool by_gradient, bool by_input) const {
-    static const auto op = c10::Dispatcher::singleton()
-                               .findSchemaOrThrow("fastnn::batch_norm_double_backward", "")
-                               .typed<Three(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                            const OptionalTensor&, const at::Tensor&, const OptionalTensor&,
-                                            const at::Tensor&, const at::Tensor&, bool, std::array<bool, 3>)>();
+    static const auto op =
+        find_op<Three(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                      const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const at::Tensor&,
+                      const at::Tensor&, bool, std::array<bool, 3>)>("fastnn::batch_norm_double_backward");
     const OptionalTensor g = gradient.defined() ? some(merged(gradient, groups_)) : std::nullopt;
     const auto [d_gradient, d_input, unused] =
         op.call(merged(direction, groups_), std::nullopt, std::nullopt, g, x_, std::nullopt, mean_, invstd_,
@@ -387,24 +370,10 @@ at::Tensor instance_norm(const at::Tensor& input, const OptionalTensor& running_
   TORCH_CHECK(
       running_mean.has_value() && running_var.has_value(),
       "instance_norm: Expected running_mean and running_var to be defined when use_input_stats is false");
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("fastnn::batch_norm", "")
-          .typed<at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool,
-                            std::optional<double>, double, bool)>();
+  static const auto op = find_op<at::Tensor(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                            bool, std::optional<double>, double, bool)>("fastnn::batch_norm");
   return op.call(input, weight, bias, running_mean, running_var, std::nullopt, false, momentum, eps, false);
-}
-
-// ---- autocast: CUDA's keeps group_norm in float32, and so does torch's -------------------------------------
-
-at::Tensor group_norm_autocast(const at::Tensor& input, int64_t num_groups, const OptionalTensor& weight,
-                               const OptionalTensor& bias, double eps) {
-  const auto device = input.device().type();
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(at::kFloat, t, device); };
-  return bindings::group_norm(cast(input), num_groups, cast(weight), cast(bias), eps);
 }
 
 void register_kernels(torch::Library& m) {
@@ -422,18 +391,16 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "Tensor",
       group_norm);
   m.def(
-      "instance_norm(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? "
-      "bias, "
-      "bool use_input_stats, float momentum, float eps) -> Tensor",
+      "instance_norm(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, "
+      "Tensor? bias, bool use_input_stats, float momentum, float eps) -> Tensor",
       instance_norm);
   m.def(
       "group_norm_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
-      "Tensor(b!)? running_var, int groups, float momentum, float eps) -> (Tensor output, Tensor mean, Tensor "
-      "invstd)");
+      "Tensor(b!)? running_var, int groups, float momentum, float eps) -> "
+      "(Tensor output, Tensor mean, Tensor invstd)");
   m.def(
-      "group_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, int "
-      "groups, "
-      "bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+      "group_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, "
+      "int groups, bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 }
 
 TORCH_LIBRARY_IMPL(fastnn, CPU, m) { register_kernels(m); }
@@ -442,15 +409,13 @@ TORCH_LIBRARY_IMPL(fastnn, Autograd, m) {
   m.impl("group_norm_forward", group_norm_forward_autograd);
   m.impl("group_norm_backward", group_norm_backward_autograd);
 }
-TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("group_norm", group_norm_autocast); }
+// CUDA's autocast keeps group_norm in float32, and so does torch's.
+TORCH_LIBRARY_IMPL(fastnn, AutocastCUDA, m) { m.impl("group_norm", InFloat32<group_norm>::call); }
 
 void export_group_norm(pybind11::module_& m) {
   namespace py = pybind11;
-  static const auto group =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::group_norm", "").typed<decltype(group_norm)>();
-  static const auto instance = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("fastnn::instance_norm", "")
-                                   .typed<decltype(instance_norm)>();
+  static const auto group = find_op<decltype(group_norm)>("fastnn::group_norm");
+  static const auto instance = find_op<decltype(instance_norm)>("fastnn::instance_norm");
   m.def(
       "group_norm",
       [](const at::Tensor& input, int64_t num_groups, const OptionalTensor& weight, const OptionalTensor& bias,

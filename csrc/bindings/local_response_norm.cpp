@@ -5,11 +5,11 @@
 #include "../ops/local_response_norm.h"
 
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 #include <array>
 
+#include "autocast.h"
 #include "autograd.h"
 #include "backend.h"
 #include "python.h"
@@ -104,23 +104,19 @@ Two local_response_norm_double_backward(const at::Tensor& gg_input, const Option
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
 const auto& forward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::local_response_norm", "")
-                             .typed<decltype(local_response_norm)>();
+  static const auto op = find_op<decltype(local_response_norm)>("fastnn::local_response_norm");
   return op;
 }
 
 const auto& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::local_response_norm_backward", "")
-                             .typed<decltype(local_response_norm_backward)>();
+  static const auto op =
+      find_op<decltype(local_response_norm_backward)>("fastnn::local_response_norm_backward");
   return op;
 }
 
 const auto& double_backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::local_response_norm_double_backward", "")
-                             .typed<decltype(local_response_norm_double_backward)>();
+  static const auto op =
+      find_op<decltype(local_response_norm_double_backward)>("fastnn::local_response_norm_double_backward");
   return op;
 }
 
@@ -223,15 +219,11 @@ Two local_response_norm_double_backward_autograd(c10::DispatchKeySet keys, const
   return result;
 }
 
-// ---- autocast: to float32, as torch casts the powers that its composition has
-// --------------------------------
-
+// To float32, as torch casts the powers that its composition has.
 at::Tensor local_response_norm_autocast(const at::Tensor& input, int64_t size, double alpha, double beta,
                                         double k) {
-  const auto device = input.device().type();
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
-  return forward_op().call(at::autocast::cached_cast(at::kFloat, input, device), size, alpha, beta, k);
+  const Autocast cast(input, at::kFloat);
+  return forward_op().call(cast(input), size, alpha, beta, k);
 }
 
 void register_kernels(torch::Library& m) {
@@ -248,9 +240,8 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(
       "local_response_norm(Tensor input, int size, float alpha=1e-4, float beta=0.75, float k=1.0) -> Tensor");
   m.def(
-      "local_response_norm_backward(Tensor grad_output, Tensor input, int size, float alpha, float beta, float "
-      "k) "
-      "-> Tensor");
+      "local_response_norm_backward(Tensor grad_output, Tensor input, int size, float alpha, float beta, "
+      "float k) -> Tensor");
   m.def(
       "local_response_norm_double_backward(Tensor gg_input, Tensor? grad_output, Tensor input, int size, "
       "float alpha, float beta, float k, bool[2] output_mask) -> (Tensor d_grad_output, Tensor d_input)");

@@ -9,6 +9,7 @@
 
 #include <string>
 
+#include "autocast.h"
 #include "backend.h"
 #include "conv_ops.h"
 #include "conv_rank.h"
@@ -71,12 +72,6 @@ at::Tensor locally_connected(const at::Tensor& input, const at::Tensor& weight, 
   return output;
 }
 
-void check_grad_output(const char* op, const at::Tensor& grad_output, const ConvGeometry& g, int64_t rank) {
-  const Sizes expected = output_size(g, rank);
-  TORCH_CHECK(grad_output.sizes() == IntArrayRef(expected), op, ": grad_output must have shape ",
-              IntArrayRef(expected), ", got ", grad_output.sizes());
-}
-
 at::Tensor locally_connected_grad_input(const at::Tensor& grad_output, const at::Tensor& weight,
                                         IntArrayRef input_size, IntArrayRef stride, IntArrayRef padding,
                                         IntArrayRef dilation, bool channels_last) {
@@ -123,11 +118,6 @@ at::Tensor locally_connected_grad_weight(const at::Tensor& input, const at::Tens
 }
 
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
-
-template <typename Signature>
-auto find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 const auto& forward_op() {
   static const auto op = find_op<decltype(locally_connected)>("fastnn::locally_connected");
@@ -259,8 +249,7 @@ at::Tensor local(const at::Tensor& input, const at::Tensor& weight, const Option
 
 template <int64_t rank>
 const auto& rank_op() {
-  static const auto op =
-      find_op<decltype(locally_connected)>((std::string("fastnn::") + kOps[rank - 1]).c_str());
+  static const auto op = find_op<decltype(locally_connected)>(std::string("fastnn::") + kOps[rank - 1]);
   return op;
 }
 

@@ -8,11 +8,11 @@
 #include "lstm_cell.h"
 
 #include <ATen/ATen.h>
-#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 #include <array>
 
+#include "autocast.h"
 #include "python.h"
 #include "tensors.h"
 
@@ -356,9 +356,7 @@ const auto& lstm_cell_op() {
 Two lstm_cell_autocast(const at::Tensor& input, const at::Tensor& hx, const at::Tensor& cx,
                        const at::Tensor& w_ih, const at::Tensor& w_hh, const OptionalTensor& b_ih,
                        const OptionalTensor& b_hh) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
-  const auto type = at::autocast::get_lower_precision_fp_from_device_type(at::kCUDA);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, at::kCUDA); };
+  const Autocast cast(input);
   return lstm_cell_op().call(cast(input), cast(hx), cast(cx), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh));
 }
 

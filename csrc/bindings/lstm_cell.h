@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <array>
 #include <tuple>
@@ -17,12 +16,6 @@ namespace fastnn::bindings {
 using TwoTensors = std::tuple<at::Tensor, at::Tensor>;
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using FiveTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-// The handle of fastnn::name, whose C++ signature is F.
-template <typename F>
-c10::TypedOperatorHandle<F> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
 
 using PointwiseBackward = ThreeTensors(const OptionalTensor& grad_hy, const OptionalTensor& grad_cy,
                                        const at::Tensor& gates, const OptionalTensor& bias_ih,

@@ -10,6 +10,7 @@
 
 #include <string>
 
+#include "autocast.h"
 #include "autograd.h"
 #include "backend.h"
 #include "pool.h"
@@ -22,7 +23,6 @@ namespace {
 using c10::IntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
-using Sizes = PoolSizes;
 using std::tuple;
 
 // ---- kernels ----------------------------------------------------------------------------------------------
@@ -177,24 +177,15 @@ at::Tensor max_pool_gather(const at::Tensor& input, const at::Tensor& offsets, I
 
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
-const auto& max_pool_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::max_pool", "").typed<decltype(max_pool)>();
-  return op;
-}
-
 const auto& backward_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::max_pool_backward", "")
-                             .typed<at::Tensor(const at::Tensor&, const at::Tensor&, SymIntArrayRef,
-                                               IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef)>();
+  static const auto op =
+      find_op<at::Tensor(const at::Tensor&, const at::Tensor&, SymIntArrayRef, IntArrayRef, IntArrayRef,
+                         IntArrayRef, IntArrayRef)>("fastnn::max_pool_backward");
   return op;
 }
 
 const auto& gather_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::max_pool_gather", "")
-                             .typed<decltype(max_pool_gather)>();
+  static const auto op = find_op<decltype(max_pool_gather)>("fastnn::max_pool_gather");
   return op;
 }
 
@@ -310,7 +301,7 @@ tuple<at::Tensor, at::Tensor> pool(int64_t rank, const at::Tensor& input, IntArr
                                    bool ceil_mode, bool return_indices) {
   static constexpr const char* kOps[] = {"max_pool1d", "max_pool2d", "max_pool3d"};
   const char* const op = kOps[rank - 1];
-  check_pool_rank(op, rank, input);
+  check_input_rank(op, rank, input);
   const Sizes kernels = expand_list(op, "kernel_size", kernel_size, rank);
   const Sizes strides = stride.empty() ? kernels : expand_list(op, "stride", stride, rank);
   const auto [output, offsets, indices] = max_pool_op().call(

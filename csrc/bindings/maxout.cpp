@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "autograd.h"
+#include "pool.h"
 #include "python.h"
 #include "tensors.h"
 
@@ -14,17 +15,12 @@ namespace fastnn::bindings {
 
 namespace {
 
-using c10::IntArrayRef;
 using c10::SymInt;
 
 // The maxima of planes [a, b, height, width], in windows of `rows` x `columns` side by side.
 at::Tensor pool_planes(const at::Tensor& planes, int64_t rows, int64_t columns) {
-  using Three = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::max_pool", "")
-                             .typed<Three(const at::Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef,
-                                          bool, bool, bool)>();
-  return std::get<0>(op.call(planes, {rows, columns}, {rows, columns}, {0, 0}, {1, 1}, false, false, false));
+  return std::get<0>(
+      max_pool_op().call(planes, {rows, columns}, {rows, columns}, {0, 0}, {1, 1}, false, false, false));
 }
 
 at::Tensor maxout(const at::Tensor& input, int64_t pieces, bool pieces_first) {
@@ -68,8 +64,7 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
 
 void export_maxout(pybind11::module_& m) {
   namespace py = pybind11;
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::maxout", "").typed<decltype(maxout)>();
+  static const auto op = find_op<decltype(maxout)>("fastnn::maxout");
   m.def(
       "maxout",
       [](const at::Tensor& input, int64_t pieces, bool pieces_first) {

@@ -11,9 +11,9 @@ void check_pool_input(const char* op, at::IntArrayRef x_size) {
   }
 }
 
-void check_pool_rank(const char* op, int64_t rank, const at::Tensor& input) {
-  TORCH_CHECK(input.dim() == rank + 1 || input.dim() == rank + 2, op, ": Expected ", rank + 1,
-              "D (unbatched) or ", rank + 2, "D (batched) input, but got input of size: ", input.sym_sizes());
+const c10::TypedOperatorHandle<MaxPoolOp>& max_pool_op() {
+  static const auto op = find_op<MaxPoolOp>("fastnn::max_pool");
+  return op;
 }
 
 PoolGeometry make_pool_geometry(const char* op, at::IntArrayRef x_size, at::IntArrayRef kernel,
@@ -53,7 +53,7 @@ PoolGeometry make_pool_geometry(const char* op, at::IntArrayRef x_size, at::IntA
 
 PoolGeometry make_sized_geometry(const char* op, at::IntArrayRef x_size, at::IntArrayRef y_size,
                                  at::IntArrayRef kernel, at::IntArrayRef stride, at::IntArrayRef padding) {
-  const PoolSizes ones(x_size.size() - 2, 1), none(x_size.size() - 2, 0);
+  const Sizes ones(x_size.size() - 2, 1), none(x_size.size() - 2, 0);
   const bool adaptive = kernel.empty();
   PoolGeometry g = adaptive ? make_pool_geometry(op, x_size, ones, ones, none, ones)
                             : make_pool_geometry(op, x_size, kernel, stride, padding, ones);

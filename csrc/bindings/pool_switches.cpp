@@ -16,6 +16,7 @@
 
 #include <string>
 
+#include "autocast.h"
 #include "autograd.h"
 #include "backend.h"
 #include "pool.h"
@@ -28,7 +29,6 @@ namespace {
 using c10::IntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
-using Sizes = PoolSizes;
 using std::tuple;
 
 // ---- kernels ----------------------------------------------------------------------------------------------
@@ -155,31 +155,25 @@ tuple<at::Tensor, at::Tensor> switch_pool(const at::Tensor& input, IntArrayRef o
 // ---- the dispatcher's handles ------------------------------------------------------------------------------
 
 const auto& gather_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::switch_gather", "")
-                             .typed<decltype(switch_gather)>();
+  static const auto op = find_op<decltype(switch_gather)>("fastnn::switch_gather");
   return op;
 }
 
 using Scatter = at::Tensor(const at::Tensor&, const at::Tensor&, SymIntArrayRef);
 
 const auto& sum_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::switch_sum", "").typed<Scatter>();
+  static const auto op = find_op<Scatter>("fastnn::switch_sum");
   return op;
 }
 
 const auto& place_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fastnn::switch_place", "").typed<Scatter>();
+  static const auto op = find_op<Scatter>("fastnn::switch_place");
   return op;
 }
 
 const auto& pool_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fastnn::switch_pool", "")
-                             .typed<tuple<at::Tensor, at::Tensor>(const at::Tensor&, SymIntArrayRef,
-                                                                  IntArrayRef, const OptionalTensor&)>();
+  static const auto op = find_op<tuple<at::Tensor, at::Tensor>(const at::Tensor&, SymIntArrayRef, IntArrayRef,
+                                                               const OptionalTensor&)>("fastnn::switch_pool");
   return op;
 }
 
@@ -278,7 +272,7 @@ template <int kRank>
 at::Tensor max_unpool(const at::Tensor& input, const at::Tensor& indices, IntArrayRef kernel_size,
                       IntArrayRef stride, IntArrayRef padding, at::OptionalSymIntArrayRef output_size) {
   static constexpr const char* kOp = kRank == 1 ? "max_unpool1d" : kRank == 2 ? "max_unpool2d" : "max_unpool3d";
-  check_pool_rank(kOp, kRank, input);
+  check_input_rank(kOp, kRank, input);
   const Sizes kernels = expand_list(kOp, "kernel_size", kernel_size, kRank);
   const Sizes strides = stride.empty() ? kernels : expand_list(kOp, "stride", stride, kRank);
   const Sizes pads = expand_list(kOp, "padding", padding, kRank);
@@ -321,7 +315,7 @@ tuple<at::Tensor, at::Tensor> adaptive_max_pool(const at::Tensor& input, SymIntA
   static constexpr const char* kOp = kRank == 1   ? "adaptive_max_pool1d"
                                      : kRank == 2 ? "adaptive_max_pool2d"
                                                   : "adaptive_max_pool3d";
-  check_pool_rank(kOp, kRank, input);
+  check_input_rank(kOp, kRank, input);
   TORCH_CHECK(output_size.size() == kRank, kOp, ": 'output_size' should contain ", kRank,
               " values, got output_size=", output_size);
   const at::Tensor x = with_batch(kRank, input);
@@ -335,13 +329,8 @@ tuple<at::Tensor, at::Tensor> adaptive_max_pool(const at::Tensor& input, SymIntA
     }
   }
   if (kernels.size() == kRank) {
-    static const auto sliding =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("fastnn::max_pool", "")
-            .typed<tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, IntArrayRef, IntArrayRef,
-                                                             IntArrayRef, IntArrayRef, bool, bool, bool)>();
     const auto [output, offsets, indices] =
-        sliding.call(x, kernels, kernels, Sizes(kRank, 0), Sizes(kRank, 1), false, false, return_indices);
+        max_pool_op().call(x, kernels, kernels, Sizes(kRank, 0), Sizes(kRank, 1), false, false, return_indices);
     return {without_batch(kRank, input, output),
             return_indices ? without_batch(kRank, input, indices) : indices};
   }
@@ -354,7 +343,7 @@ tuple<at::Tensor, at::Tensor> fractional_max_pool(const at::Tensor& input, IntAr
                                                   SymIntArrayRef output_size,
                                                   const at::Tensor& random_samples) {
   static constexpr const char* kOp = kRank == 2 ? "fractional_max_pool2d" : "fractional_max_pool3d";
-  check_pool_rank(kOp, kRank, input);
+  check_input_rank(kOp, kRank, input);
   const Sizes kernels = expand_list(kOp, "kernel_size", kernel_size, kRank);
   TORCH_CHECK(output_size.size() == kRank, kOp, ": output_size must have ", kRank,
               " values, got output_size=", output_size);

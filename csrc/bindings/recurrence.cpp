@@ -6,12 +6,12 @@
 // (recurrence_layer.cpp). Elsewhere, with a projection, where types differ, and for second and forward
 // derivatives, it is the cell stepped over time (recurrence_stepped.cpp), which is differentiable in every way
 // that the cell is.
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 #include <array>
 
+#include "autocast.h"
 #include "backend.h"
 #include "lstm_cell.h"
 #include "recurrence_layer.h"
@@ -306,11 +306,7 @@ FourTensors recurrence_autocast(const at::Tensor& input, const at::Tensor& h0, c
                                 const OptionalTensor& norm_c_bias, const OptionalTensor& batch_sizes,
                                 const OptionalTensor& lengths, bool reverse, bool cells,
                                 at::IntArrayRef numbers, bool memory_efficient) {
-  const auto device = input.device().type();
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
-      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
-  const auto type = at::autocast::get_lower_precision_fp_from_device_type(device);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(type, t, device); };
+  const Autocast cast(input);
   static const auto op = find_op<decltype(recurrence)>("fastnn::recurrence");
   return op.call(cast(input), cast(h0), cast(c0), cast(w_ih), cast(w_hh), cast(b_ih), cast(b_hh), cast(w_hr),
                  cast(peephole), cast(zoneout_h), cast(zoneout_c), cast(norm_x), cast(norm_h),
@@ -326,9 +322,8 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(
       "recurrence(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
       "Tensor? w_hr, Tensor? peephole, Tensor? zoneout_h, Tensor? zoneout_c, Tensor? norm_x, Tensor? norm_h, "
-      "Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor? batch_sizes, Tensor? lengths, bool reverse, bool "
-      "cells, "
-      "int[] cell, bool memory_efficient=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c)",
+      "Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor? batch_sizes, Tensor? lengths, bool reverse, "
+      "bool cells, int[] cell, bool memory_efficient=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c)",
       recurrence);
   m.def(
       "recurrence_layer(Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? b_ih, "
@@ -339,10 +334,9 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
   m.def(
       "recurrence_layer_backward(Tensor? grad_y, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_record, "
       "Tensor input, Tensor h0, Tensor? c0, Tensor? w_ih, Tensor w_hh, Tensor? peephole, Tensor? zoneout_h, "
-      "Tensor? zoneout_c, Tensor? norm_x, Tensor? norm_h, Tensor? norm_c_weight, Tensor? norm_c_bias, Tensor "
-      "y, Tensor gates, "
-      "Tensor record, Tensor normalised, Tensor normalised_x, Tensor statistics, Tensor? batch_sizes, Tensor? "
-      "lengths, "
+      "Tensor? zoneout_c, Tensor? norm_x, Tensor? norm_h, Tensor? norm_c_weight, Tensor? norm_c_bias, "
+      "Tensor y, Tensor gates, Tensor record, Tensor normalised, Tensor normalised_x, Tensor statistics, "
+      "Tensor? batch_sizes, Tensor? lengths, "
       "bool reverse, bool[12] output_mask, int[] cell) -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, "
       "Tensor grad_w_ih, Tensor grad_w_hh, Tensor grad_b_ih, Tensor grad_b_hh, Tensor grad_peephole, "
       "Tensor grad_norm_x, Tensor grad_norm_h, Tensor grad_norm_c_weight, Tensor grad_norm_c_bias)");

@@ -74,14 +74,18 @@ void fill_spatial(at::IntArrayRef values, int64_t missing, int64_t (&triple)[kSp
   }
 }
 
-c10::SmallVector<int64_t, 6> expand_list(const char* op, const char* argument, at::IntArrayRef values,
-                                         int64_t rank) {
+Sizes expand_list(const char* op, const char* argument, at::IntArrayRef values, int64_t rank) {
   const auto size = static_cast<int64_t>(values.size());
   TORCH_CHECK(size == 1 || size == rank, op, ": expected ", argument,
               " to be a single integer value or a list of ", rank,
               " values to match the spatial dimensions, but got ", argument, "=", values);
   if (size == rank) return {values.begin(), values.end()};
-  return c10::SmallVector<int64_t, 6>(rank, values[0]);
+  return Sizes(rank, values[0]);
+}
+
+void check_input_rank(const char* op, int64_t rank, const at::Tensor& input) {
+  TORCH_CHECK(input.dim() == rank + 1 || input.dim() == rank + 2, op, ": Expected ", rank + 1,
+              "D (unbatched) or ", rank + 2, "D (batched) input, but got input of size: ", input.sym_sizes());
 }
 
 }  // namespace fastnn::bindings

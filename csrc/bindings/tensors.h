@@ -8,6 +8,8 @@
 
 namespace fastnn::bindings {
 
+using Sizes = c10::SmallVector<int64_t, 6>;
+
 // Throws NotImplementedError, naming the argument, for a dtype that no kernel takes.
 DType dtype_of(const char* op, const char* argument, const at::Tensor& tensor);
 
@@ -41,7 +43,17 @@ void fill_strides(const at::Tensor& t, ConvStrides& strides);
 void fill_spatial(at::IntArrayRef values, int64_t missing, int64_t (&triple)[kSpatialDims], int64_t step = 1);
 
 // One value per spatial dimension, from a list of one or of `rank` values, as torch takes them.
-c10::SmallVector<int64_t, 6> expand_list(const char* op, const char* argument, at::IntArrayRef values,
-                                         int64_t rank);
+Sizes expand_list(const char* op, const char* argument, at::IntArrayRef values, int64_t rank);
+
+// Throws where the input is neither [N, C, ...] nor, unbatched, [C, ...] of this rank.
+void check_input_rank(const char* op, int64_t rank, const at::Tensor& input);
+
+inline bool is_batched(int64_t rank, const at::Tensor& input) { return input.dim() == rank + 2; }
+inline at::Tensor with_batch(int64_t rank, const at::Tensor& input) {
+  return is_batched(rank, input) ? input : input.unsqueeze(0);
+}
+inline at::Tensor without_batch(int64_t rank, const at::Tensor& input, const at::Tensor& output) {
+  return is_batched(rank, input) ? output : output.squeeze(0);
+}
 
 }  // namespace fastnn::bindings
