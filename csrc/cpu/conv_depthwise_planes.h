@@ -9,9 +9,8 @@
 //                 line, for 36 multiply-adds at stride 1. Two rows of a plane at most half a vector wide (7x7
 //                 with 16 lanes) are one vector.
 //   others        a list of taps, one load for each multiply-add; for grad_input one list for each residue of
-//   the
-//                 position modulo the stride, whose results are interleaved in registers. A row that is alone,
-//                 as in one dimension, has kColumnGroup vectors at a time.
+//                 the position modulo the stride, whose results are interleaved in registers. A row that is
+//                 alone, as in one dimension, has kColumnGroup vectors at a time.
 //
 // Floor: as for channels; the copy adds a load and a store for each input vector, about a quarter of the
 // multiply-adds' time at nine taps.

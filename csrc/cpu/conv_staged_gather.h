@@ -9,9 +9,9 @@
 // Either operand may be columns, that is vectors:
 //
 //   filters    positions are broadcast from wherever they are, at any stride; no lane is wasted where K is a
-//   multiple
-//              of the vector. Channels-last y is written directly; channels-first y by squares of vectors that
-//              change rows and columns, which costs 6 cycles a vector of outputs beside its C * R steps.
+//              multiple of the vector. Channels-last y is written directly; channels-first y by squares of
+//              vectors that change rows and columns, which costs 6 cycles a vector of outputs beside its C * R
+//              steps.
 //   positions  of a row of y, which is written directly in channels-first memory; staged columns are sorted by
 //              their residue modulo the stride. Wastes lanes where rows are no multiple of the vector.
 //

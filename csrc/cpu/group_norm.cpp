@@ -4,12 +4,10 @@
 // (batch_norm_sums.h, batch_norm_apply.h), with their bounds of error. What differs stands here: coefficients
 // are by channel, statistics by group.
 //
-//   channels first  A task is a group of a sample, one run of memory: forward, its statistics are those of one
-//   channel
-//                   of C / G * S values.
+//   channels first  A task is a group of a sample, one run of memory: forward, its statistics are those of
+//                   one channel of C / G * S values.
 //   channels last   A task is a sample. Statistics are taken by channel, where a vector runs along the
-//   channels, and
-//                   those of a group's channels combined, which have equally many values.
+//                   channels, and those of a group's channels combined, which have equally many values.
 //
 // Memory bounds it: elements a value, read + written, 2 + 1 forward and 4 + 1 backward, where a task fits in L2
 // 1 + 1 and 2 + 1. A thread does whole tasks; where there are fewer than threads they share chunks and runs. No

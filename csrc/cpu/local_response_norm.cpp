@@ -6,12 +6,11 @@
 // bounds it.
 //
 //   channels first  A task is a strip of at most kStrip positions of an image, gone through by channel. The
-//   strips
-//                   of a window's channels stay in L1. Terms that other channels' derivatives need (those of
-//                   `size` channels) stand in a ring of rows. A vector runs along the positions.
-//   channels last   A task is a run of positions. A position's squares stand in a row with zeros on both sides,
-//   and
-//                   so do the terms; a vector runs along the channels, and windows are loads that overlap.
+//                   strips of a window's channels stay in L1. Terms that other channels' derivatives need
+//                   (those of `size` channels) stand in a ring of rows. A vector runs along the positions.
+//   channels last   A task is a run of positions. A position's squares stand in a row with zeros on both
+//                   sides, and so do the terms; a vector runs along the channels, and windows are loads that
+//                   overlap.
 //
 // A window's order of summation is the channels', whatever the tasks: no bits depend on the number of threads.
 #include "../ops/local_response_norm.h"
@@ -82,8 +81,7 @@ struct Scratch {
   int64_t values() const { return rows * pitch * arrays; }
 };
 
-// ---- channels first
-// -------------------------------------------------------------------------------------------
+// ---- channels first ---------------------------------------------------------------------------------------
 
 template <typename scalar_t, Direction kDirection>
 class Strip {
@@ -220,8 +218,7 @@ class Strip {
   const int64_t rows_;
 };
 
-// ---- channels last
-// --------------------------------------------------------------------------------------------
+// ---- channels last ----------------------------------------------------------------------------------------
 
 template <typename scalar_t, Direction kDirection>
 class Position {
@@ -313,8 +310,7 @@ class Position {
   const int64_t pitch_;
 };
 
-// ---- both
-// -----------------------------------------------------------------------------------------------------
+// ---- both -------------------------------------------------------------------------------------------------
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

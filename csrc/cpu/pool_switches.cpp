@@ -125,28 +125,35 @@ class FirstInvalid {
   std::atomic<int64_t> first_{kNone};
 };
 
-// f(at, switch) for the valid ones of a plane's switches, in ascending order.
-template <typename F>
-inline void for_each_switch(const SwitchParams& p, int64_t plane, FirstInvalid& invalid, const F& f) {
+// f(at, switch) for a plane's switches in ascending order, and `otherwise` for those that are not valid.
+template <typename F, typename G>
+inline void for_each_switch(const SwitchParams& p, int64_t plane, FirstInvalid& invalid, const F& f,
+                            const G& otherwise) {
   for (int64_t at = plane * p.count; at < (plane + 1) * p.count; ++at) {
     const int64_t place = p.indices[at];
     if (static_cast<uint64_t>(place) < static_cast<uint64_t>(p.size)) {
       f(at, place);
     } else {
       invalid.note(at);
+      otherwise(at);
     }
   }
+}
+template <typename F>
+inline void for_each_switch(const SwitchParams& p, int64_t plane, FirstInvalid& invalid, const F& f) {
+  for_each_switch(p, plane, invalid, f, [](int64_t) {});
 }
 
 template <typename scalar_t>
 void switch_gather_typed(const SwitchParams& p) {
   FirstInvalid invalid(p.first_invalid);
   parallel_for(p.planes, grain(2 * p.count), [&](int64_t begin, int64_t end) {
+    scalar_t* const to = static_cast<scalar_t*>(p.to);
     for (int64_t plane = begin; plane < end; ++plane) {
       const scalar_t* const from = static_cast<const scalar_t*>(p.from) + plane * p.size;
-      scalar_t* const to = static_cast<scalar_t*>(p.to);
-      for (int64_t at = plane * p.count; at < (plane + 1) * p.count; ++at) to[at] = scalar_t(0);
-      for_each_switch(p, plane, invalid, [&](int64_t at, int64_t place) { to[at] = from[place]; });
+      for_each_switch(
+          p, plane, invalid, [&](int64_t at, int64_t place) { to[at] = from[place]; },
+          [&](int64_t at) { to[at] = scalar_t(0); });
     }
   });
 }

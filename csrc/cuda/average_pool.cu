@@ -4,14 +4,13 @@
 // an output; backward reads a gradient a window and writes each input once, of L_p it reads y and x as well.
 // For float32, window 2 and stride 2 that is 20 bytes an output either way.
 //
-//   items     a thread owns kVec neighbours: channels of one position with channels last, positions of one row
-//   with
-//             channels first, so that taking an index apart (some 60 instructions) is shared among 16 bytes.
-//             Where kVec divides neither, it owns one value. Windows of 3 at stride 1 load 9 values an output
-//             from L1, which bounds them: 1.3 times the time of memory.
-//   windows   forward, channels first, windows of at least a warp's width along the row: a warp owns a window,
-//   a lane
-//             every 32nd of its vectors. Global pooling: rows at memory speed, one output for each.
+//   items     a thread owns kVec neighbours: channels of one position with channels last, positions of one
+//             row with channels first, so that taking an index apart (some 60 instructions) is shared among 16
+//             bytes. Where kVec divides neither, it owns one value. Windows of 3 at stride 1 load 9 values an
+//             output from L1, which bounds them: 1.3 times the time of memory.
+//   windows   forward, channels first, windows of at least a warp's width along the row: a warp owns a
+//             window, a lane every 32nd of its vectors. Global pooling: rows at memory speed, one output for
+//             each.
 //
 // Sums have the order of the window's positions in the first variant; in the second lanes are added by halves.
 #include <cmath>

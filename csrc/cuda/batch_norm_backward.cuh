@@ -1,8 +1,7 @@
 // Backward of batch norm, with what followed it in the same pass: the ops of its passes, and which are run.
 //
 //   training     two sums of each channel, then the map: one launch where a channel stays on the chip, else
-//   three
-//                (channels_held.cuh, channels_two_pass.cuh). grad_y and x are read once or twice, grad_x
+//                three (channels_held.cuh, channels_two_pass.cuh). grad_y and x are read once or twice, grad_x
 //                written; and where an activation followed, a bit an element or its output read as often, and
 //                the residual's gradient written.
 //   evaluation   the map of grad_y alone, and the sums where the parameters' gradients are wanted.

@@ -6,9 +6,8 @@
 //                  is the registers that it lacks, and nothing but the reduction crosses threads. In planes all
 //                  its vectors are of one channel, in rows of the same kVec channels.
 //   tiles          A block has its part of a unit as it lies in memory, and warps take the elements of a
-//   channel
-//                  each, as scalars, for the reduction; for the map threads take vectors again, which may cross
-//                  from one channel into the next.
+//                  channel each, as scalars, for the reduction; for the map threads take vectors again, which
+//                  may cross from one channel into the next.
 //
 // Vectors come by cp.async, which takes no registers: a thread has all of them under way at once, in chunks
 // that the reduction takes as they arrive. Where addresses are no multiples of 16 bytes threads load elements

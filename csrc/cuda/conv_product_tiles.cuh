@@ -5,9 +5,8 @@
 // memory, so that a copy of 16 bytes there is one here:
 //
 //   along k    [kMN][64 bytes]         four chunks of 16 bytes a row; chunk c of row r lies at c ^ (r / 2 % 4)
-//   along mn   [k of a step][kMN]      chunk c of line k lies at c ^ (k % 8) in half types, c ^ (2 * (k % 4))
-//   in
-//                                      float32
+//   along mn   [k of a step][kMN]      chunk c of line k lies at c ^ (k % 8) in half types, in float32 at
+//                                      c ^ (2 * (k % 4))
 //
 // With these exchanges every read of fragments is free of bank conflicts: the eight rows of an 8 x 8 matrix
 // that ldmatrix reads at a time lie in different 16-byte columns of the 128 bytes that the banks serve.

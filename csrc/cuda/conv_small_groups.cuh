@@ -1,9 +1,8 @@
 // Convolution of groups of few channels, forward and data gradient: 2 to 16 leads and results a group (leads
 // are the channels that are summed over: x's forward, grad_y's backward).
 //
-//   result[n, f, o] = bias[f] + sum over leads l of f's group and taps r: source[n, l, o * stride + r *
-//   dilation
-//                     - pad] * w[f, l, r]                                    and its transpose
+//   result[n, f, o] = bias[f] + sum over leads l of f's group and taps r:
+//                     source[n, l, o * stride + r * dilation - pad] * w[f, l, r]           and its transpose
 //
 // Why not on tensor cores by several groups in one tile, with zeros where filter and lead are of different
 // groups: NaN and infinities of one group would reach the others as 0 * NaN. And a tile of one group is mostly

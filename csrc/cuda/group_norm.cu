@@ -3,12 +3,10 @@
 // The passes are batch normalisation's (channels.cuh, channels_two_pass.cuh), over channels that are each one
 // sample's:
 //
-//   forward    statistics: with channels first of the N * G groups, each one run of memory; with channels last
-//   of the
-//              N * C channels, whose moments a warp a group then combines. Then the map.
+//   forward    statistics: with channels first of the N * G groups, each one run of memory; with channels
+//              last of the N * C channels, whose moments a warp a group then combines. Then the map.
 //   backward   two sums of each of the N * C channels; a warp a group makes coefficients of them; the map.
-//   Where the
-//              parameters' gradients are wanted a thread a channel adds the samples' sums.
+//              Where the parameters' gradients are wanted a thread a channel adds the samples' sums.
 //
 // Bound by memory, elements a value, read + written: forward 2 + 1, backward 4 + 1, of which what the L2 still
 // holds is not read from memory again.
@@ -147,8 +145,7 @@ __global__ void __launch_bounds__(kParameterThreads, 1)
   running.set(c, (acc_t(1) - momentum) * old.get(c, 0) + momentum * (total / static_cast<acc_t>(N)));
 }
 
-// ---- backward
-// ---------------------------------------------------------------------------------------------------
+// ---- backward ---------------------------------------------------------------------------------------------
 
 template <typename scalar_t_>
 struct GroupSums {
@@ -249,8 +246,7 @@ struct GroupGradX {
   }
 };
 
-// ---- launchers
-// --------------------------------------------------------------------------------------------------
+// ---- launchers --------------------------------------------------------------------------------------------
 
 int64_t padded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 

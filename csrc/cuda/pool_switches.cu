@@ -4,13 +4,12 @@
 //
 //   pool     a thread owns an output and compares its window's places in row-major order
 //   gather   a thread owns a switch
-//   scatter  sums and unpooling: a warp owns kTile positions of a plane, in shared memory, and goes through all
-//   of the
-//            plane's switches, 32 at a time, in ascending order. So nothing is added to in global memory, sums
-//            are kept in acc_t whatever the type, and equal switches have an order: within the 32 each lane
-//            looks at the others' by shuffles, beyond them the warp's own order does. A plane of T tiles reads
-//            its switches T times, from L2 but for the first: 2 * T bytes a position where windows of 2 x 2
-//            were pooled, beside the 4 + 3 that come from memory in float32.
+//   scatter  sums and unpooling: a warp owns kTile positions of a plane, in shared memory, and goes through
+//            all of the plane's switches, 32 at a time, in ascending order. So nothing is added to in global
+//            memory, sums are kept in acc_t whatever the type, and equal switches have an order: within the 32
+//            each lane looks at the others' by shuffles, beyond them the warp's own order does. A plane of T
+//            tiles reads its switches T times, from L2 but for the first: 2 * T bytes a position where windows
+//            of 2 x 2 were pooled, beside the 4 + 3 that come from memory in float32.
 #include <cmath>
 #include <limits>
 

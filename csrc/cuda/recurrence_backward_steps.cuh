@@ -50,11 +50,10 @@ struct Backward {
   scalar_t* grad_norm_c_weight;
   scalar_t* grad_norm_c_bias;
   // In the workspace; by slots of all groups.
-  unsigned* counters;  // null in clusters
-  unsigned char*
-      exchanged;   // likewise; [groups][plan.exchange_bytes]: of a row [a product's blocks of W_hh][padded]
-  acc_t* carry_h;  // [slots][H]: what the gradient of h has besides products
-  acc_t* carry_c;  // likewise: the gradient of c, or of z between the two parts of a step
+  unsigned* counters;        // null in clusters
+  unsigned char* exchanged;  // likewise; [groups][plan.exchange_bytes]: rows of [blocks of W_hh][padded]
+  acc_t* carry_h;            // [slots][H]: what the gradient of h has besides products
+  acc_t* carry_c;            // likewise: the gradient of c, or of z between the two parts of a step
   // Gradients of what all samples and steps share, summed over the steps.
   acc_t* carry_peephole;  // [slots][kPeepholeCarries][H]
   acc_t* carry_norm;      // [slots][kNormCarries][H]

@@ -5,8 +5,7 @@
 //
 //   grad_x[i]   = g[i] scale[i] - 2 a beta x[i] * sum over T(i) of g x scale / s
 //   d_grad_y[c] = v[c] scale[c] - 2 a beta x[c] u[c] scale[c] / s[c]
-//   d_x[i]      = -2 a beta g[i] u[i] scale[i] / s[i] + 2 a x[i] * sum over T(i) of P - 2 a beta v[i] * sum of
-//   Q,
+//   d_x[i]      = -2 a beta g[i] u[i] scale[i] / s[i] + sum over T(i) of (2 a x[i] P - 2 a beta v[i] Q),
 //                 P = g (2 a beta (beta + 1) x u / s - beta v) scale / s,  Q = g x scale / s
 //
 // Every derivative is a term of the element's own and multiples of sums over T(i): a kernel finds s (and u) by

@@ -4,9 +4,8 @@
 //   switch_pool     y[o] = max of x over window o, adaptive or fractional, and where it was; ties and NaN as in
 //                   max_pool.h
 //   switch_gather   to[o] = from[switch of o]
-//   switch_sum      to[i] = sum of from[o] over the o whose switch is i: the transpose of gather, and its
-//   derivative switch_place    to[i] = from[o] of the last o whose switch is i, 0 where there is none:
-//   unpooling
+//   switch_sum      to[i] = sum of from[o] over the o whose switch is i: gather's transpose and derivative
+//   switch_place    to[i] = from[o] of the last o whose switch is i, 0 where there is none: unpooling
 //
 // Planes are (n, c) pairs and dense. Sums and choices go in ascending order of o, so there are no atomics and
 // the same bits on every run, switches that repeat included.
@@ -25,8 +24,7 @@ struct SwitchPoolParams {
   DType dtype;
   PoolGeometry geometry;  // channels first
   const void* x;
-  const void*
-      samples;  // of fractional windows: [N * C, rank] in x's type, of [0, 1), depth first; null for adaptive
+  const void* samples;  // of fractional windows: [N * C, rank] in x's type, in [0, 1), depth first; or null
   int rank;
   void* y;
   int64_t* indices;  // shape of y
