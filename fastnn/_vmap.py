@@ -44,6 +44,21 @@ def _out_of(tensor: Tensor, dim: int, size: int) -> Tensor:
     return tensor.unflatten(dim, (size, tensor.shape[dim] // size))
 
 
+def _registered_folding_first(name: str, *, sized: bool = False, tensors: int = 1) -> None:
+    """Registers an op whose leading tensors have a batch first; ``sized`` where its next argument begins with that."""
+    op = getattr(torch.ops.fastnn, name)
+
+    def rule(info: Any, in_dims: _Dims, *arguments: Any) -> tuple[Tensor, int]:
+        size = info.batch_size
+        folded = [_into_first(t, d, size) for t, d in zip(arguments[:tensors], in_dims, strict=False)]
+        options = list(arguments[tensors:])
+        if sized:
+            options[0] = [size * options[0][0], *options[0][1:]]
+        return _out_of(op(*folded, *options), 0, size), 0
+
+    register_vmap(f"fastnn::{name}", rule)
+
+
 _library = torch.library.Library("fastnn", "IMPL")
 
 
@@ -219,47 +234,11 @@ def _max_pool(
     return tuple(r if d is None else _out_of(r, 0, info.batch_size) for r, d in zip(results, dims, strict=True)), dims
 
 
-@register_vmap("fastnn::max_pool_backward")
-def _max_pool_backward(
-    info: Any,
-    in_dims: _Dims,
-    grad_output: Tensor,
-    offsets: Tensor,
-    input_size: Sequence[int],
-    *options: Any,
-) -> tuple[Tensor, int]:
-    size = info.batch_size
-    g, o = _into_first(grad_output, in_dims[0], size), _into_first(offsets, in_dims[1], size)
-    folded = [size * input_size[0], *input_size[1:]]
-    return _out_of(torch.ops.fastnn.max_pool_backward(g, o, folded, *options), 0, size), 0
-
-
-@register_vmap("fastnn::max_pool_gather")
-def _max_pool_gather(info: Any, in_dims: _Dims, input: Tensor, offsets: Tensor, *options: Any) -> tuple[Tensor, int]:
-    size = info.batch_size
-    x, o = _into_first(input, in_dims[0], size), _into_first(offsets, in_dims[1], size)
-    return _out_of(torch.ops.fastnn.max_pool_gather(x, o, *options), 0, size), 0
+_registered_folding_first("max_pool_backward", sized=True, tensors=2)
+_registered_folding_first("max_pool_gather", tensors=2)
 
 
 # ---- average pooling, L_p pooling, pooling with switches ---------------------------------------------------
-
-
-def _registered_folding_first(name: str, *, sized: bool = False, tensors: int = 1, outputs: int = 1) -> None:
-    """Registers an op whose leading tensors have a batch first; ``sized`` where its next argument begins with that."""
-    op = getattr(torch.ops.fastnn, name)
-
-    def rule(info: Any, in_dims: _Dims, *arguments: Any) -> tuple[Any, Any]:
-        size = info.batch_size
-        folded = [_into_first(t, d, size) for t, d in zip(arguments[:tensors], in_dims, strict=False)]
-        options = list(arguments[tensors:])
-        if sized:
-            options[0] = [size * options[0][0], *options[0][1:]]
-        if outputs == 1:
-            return _out_of(op(*folded, *options), 0, size), 0
-        return tuple(_out_of(result, 0, size) for result in op(*folded, *options)), (0,) * outputs
-
-    register_vmap(f"fastnn::{name}", rule)
-
 
 _registered_folding_first("average_pool")
 _registered_folding_first("average_pool_backward", sized=True)

@@ -14,6 +14,7 @@ from fastnn._vmap import (
     _into_first,
     _optional,
     _out_of,
+    _registered_folding_first,
     _statistics_in_place,
     decompose_under_vmap,
 )
@@ -21,18 +22,8 @@ from fastnn._vmap import (
 decompose_under_vmap("group_norm", "instance_norm")
 
 
-@register_vmap("fastnn::local_response_norm")
-def _local_response_norm(info: Any, in_dims: _Dims, input: Tensor, *options: Any) -> tuple[Tensor, int]:
-    x = _into_first(input, in_dims[0], info.batch_size)
-    return _out_of(torch.ops.fastnn.local_response_norm(x, *options), 0, info.batch_size), 0
-
-
-@register_vmap("fastnn::local_response_norm_backward")
-def _local_response_norm_backward(
-    info: Any, in_dims: _Dims, grad_output: Tensor, input: Tensor, *options: Any
-) -> tuple[Tensor, int]:
-    g, x = (_into_first(t, d, info.batch_size) for t, d in zip((grad_output, input), in_dims, strict=False))
-    return _out_of(torch.ops.fastnn.local_response_norm_backward(g, x, *options), 0, info.batch_size), 0
+_registered_folding_first("local_response_norm")
+_registered_folding_first("local_response_norm_backward", tensors=2)
 
 
 @register_vmap("fastnn::local_response_norm_double_backward")
