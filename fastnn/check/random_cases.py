@@ -26,7 +26,6 @@ from fastnn.testing.cases import (
     LstmCellCase,
     MaxoutCase,
     MaxPool2dCase,
-    Pair,
     PoolingCase,
 )
 from fastnn.testing.convolution_cases import (
@@ -39,6 +38,7 @@ from fastnn.testing.convolution_cases import (
     LocallyConnected1dCase,
     LocallyConnected2dCase,
 )
+from fastnn.testing.pooling_cases import Pair
 from fastnn.testing.reference import conv_padding, of_each, pair, pool_out_size
 
 EDGES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)

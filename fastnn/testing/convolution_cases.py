@@ -1,12 +1,83 @@
-"""Cases of convolutions other than conv2d, whose table is in :mod:`fastnn.testing.cases`: other ranks, transposed."""
+"""Cases of convolutions: of every rank, transposed, with filters of each position."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastnn.testing.cases import WIDE_RANGE, Case, ConvCase
+import torch
+
+from fastnn.testing.case import WIDE_RANGE, Case, draw, lay_out
 from fastnn.testing.reference import of_each
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvCase(Case):
+    """input [N, C, spatial...] or [C, spatial...]; weight [filters, C / groups, *kernel]; bias [filters]."""
+
+    outputs: ClassVar[tuple[str, ...]] = ("output",)
+    differentiable: ClassVar[tuple[str, ...]] = ("input", "weight", "bias")
+    shape: tuple[int, ...]
+    filters: int
+    kernel: tuple[int, ...]
+    stride: int | tuple[int, ...] = 1
+    padding: int | tuple[int, ...] | str = 0
+    dilation: int | tuple[int, ...] = 1
+    groups: int = 1
+    bias: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape[-1 - len(self.kernel)]
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the filters."""
+        return (self.filters, self.channels // self.groups, *self.kernel)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Shape of the bias."""
+        return (self.filters,)
+
+    def make_inputs(self, dtype, device, layout, generator):
+        """See ``Case.make_inputs``."""
+        # Finite weights: what 0 * inf in the padding should be is defined by no one.
+        weight_values = self.values if self.values == "integers" else "normal"
+        inputs = {
+            "input": draw(self.shape, self.values, generator),
+            "weight": draw(self.weight_shape, weight_values, generator),
+        }
+        if self.bias:
+            inputs["bias"] = draw(self.bias_shape, weight_values, generator)
+        unbatched = len(self.kernel) + 1
+        return {
+            name: lay_out(tensor.to(dtype).to(device), layout, channel_dim=0 if tensor.dim() == unbatched else 1)
+            for name, tensor in inputs.items()
+        }
+
+    def apply(self, functional, inputs):
+        """See ``Case.apply``."""
+        function = getattr(functional, self.op)
+        return (function(inputs["input"], inputs["weight"], inputs.get("bias"), **self.options),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv2dCase(ConvCase):
+    """A convolution of two spatial dimensions."""
+
+    op: ClassVar[str] = "conv2d"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +174,97 @@ class LocallyConnected2dCase(LocallyConnectedCase):
     """Of two spatial dimensions."""
 
     op: ClassVar[str] = "locally_connected2d"
+
+
+def _conv(id: str, shape: tuple[int, ...], filters: int, kernel: tuple[int, int], **options: Any) -> Conv2dCase:
+    return Conv2dCase(id=id, shape=shape, filters=filters, kernel=kernel, **options)
+
+
+CONV2D = (
+    # The smallest ones.
+    _conv("1x1", (2, 3, 4, 5), 4, (1, 1), small=True),
+    _conv("3x3", (2, 3, 6, 7), 5, (3, 3), padding=1, small=True),
+    _conv("no_bias", (2, 3, 6, 7), 5, (3, 3), bias=False, small=True),
+    _conv("one_of_everything", (1, 1, 1, 1), 1, (1, 1), small=True),
+    _conv("one_output", (2, 40, 3, 3), 3, (3, 3), small=True),  # two GEMM rows
+    _conv("single_row", (1, 5, 1, 9), 7, (1, 3), small=True),
+    _conv("unbatched", (3, 6, 5), 4, (3, 2), padding=1, small=True),
+    _conv("batch_0", (0, 3, 5, 5), 4, (3, 3), padding=1, small=True),
+    _conv("batch_0_many_channels", (0, 32, 5, 5), 40, (3, 3), padding=1, small=True),
+    _conv("batch_1", (1, 2, 5, 5), 3, (2, 2), small=True),
+    # Wider than 64 and than 128 in each dimension of the three matrix products, and dividing neither.
+    _conv("wide_everywhere", (2, 15, 12, 13), 131, (3, 3), padding=1, crosses_tile=True),
+    _conv("wide_rows", (3, 2, 17, 19), 3, (3, 3), crosses_tile=True),
+    _conv("wide_filters", (1, 3, 3, 5), 197, (2, 2), crosses_tile=True),
+    _conv("wide_channels", (1, 133, 4, 5), 6, (3, 3), padding=1, crosses_tile=True),
+    _conv("wide_1x1", (2, 70, 9, 9), 67, (1, 1), crosses_tile=True),
+    _conv("tile_65", (1, 65, 5, 13), 65, (1, 1), crosses_tile=True),
+    _conv("tile_exact", (1, 16, 8, 16), 64, (2, 2), padding=0, crosses_tile=True),
+    _conv("wide_image", (1, 3, 5, 300), 4, (3, 5), padding=(1, 2)),
+    _conv("tall_image", (1, 3, 300, 5), 4, (5, 3), padding=(2, 1)),
+    _conv("many_images", (37, 3, 8, 8), 10, (3, 3), padding=1),
+    _conv("first_layer", (2, 3, 32, 32), 16, (7, 7), stride=2, padding=3),
+    # Channels that no vector width divides.
+    _conv("channels_7_to_9", (2, 7, 6, 6), 9, (3, 3), padding=1, small=True),
+    _conv("channels_17_to_33", (2, 17, 7, 7), 33, (3, 3), padding=1),
+    # Channels that they do divide.
+    _conv("channels_16_to_32", (1, 16, 5, 6), 32, (3, 3), padding=1, crosses_tile=True),
+    _conv("depthwise_16", (2, 16, 6, 7), 16, (3, 3), groups=16, padding=1, small=True),
+    # Long sums: 540 terms forward, 1152 in the gradient of the input, which kernels may split and add up again.
+    _conv("deep", (1, 60, 4, 5), 128, (3, 3), padding=1, crosses_tile=True),
+    # The fewest groups of 66 x 66 x 66 for which the largest tiles are the faster ones, by CUDA cores and by tensor
+    # cores (csrc/cuda/conv_mma_plan.cuh).
+    _conv(
+        "groups_34_of_66",
+        (1, 34 * 66, 1, 66),
+        34 * 66,
+        (1, 1),
+        groups=34,
+        crosses_tile=True,
+        dtypes=(torch.float32,),
+    ),
+    _conv(
+        "groups_67_of_66",
+        (1, 67 * 66, 1, 66),
+        67 * 66,
+        (1, 1),
+        groups=67,
+        crosses_tile=True,
+        dtypes=(torch.bfloat16,),
+    ),
+    # Stride, padding, dilation.
+    _conv("stride_2", (2, 3, 9, 10), 4, (3, 3), stride=2, padding=1, small=True),
+    _conv("stride_uncovered", (2, 3, 12, 11), 4, (3, 3), stride=(4, 5), small=True),
+    _conv("stride_over_kernel", (2, 3, 10, 11), 4, (1, 1), stride=3, small=True),
+    _conv("stride_mixed", (2, 3, 11, 12), 4, (3, 4), stride=(2, 3), padding=(1, 2), small=True),
+    _conv("dilation_2", (2, 3, 9, 9), 4, (3, 3), dilation=2, padding=2, small=True),
+    _conv("dilation_mixed", (1, 2, 13, 12), 3, (3, 2), dilation=(3, 4), stride=(2, 1), padding=(2, 0), small=True),
+    _conv("padding_over_kernel", (1, 2, 4, 4), 3, (2, 2), padding=(3, 5), small=True),
+    _conv("kernel_1x5", (2, 3, 5, 8), 4, (1, 5), padding=(0, 2), small=True),
+    _conv("kernel_7x1", (2, 3, 9, 4), 4, (7, 1), padding=(3, 0), small=True),
+    _conv("kernel_2x3", (2, 3, 6, 7), 4, (2, 3), small=True),
+    _conv("kernel_11x11", (1, 2, 15, 14), 3, (11, 11), padding=5),
+    _conv("kernel_whole", (2, 3, 6, 5), 4, (6, 5)),
+    _conv("same_even", (2, 3, 6, 7), 4, (2, 4), padding="same", small=True),
+    _conv("same_even_dilated", (2, 3, 9, 8), 4, (4, 2), padding="same", dilation=(1, 3), small=True),
+    _conv("same_odd", (2, 3, 6, 7), 4, (3, 5), padding="same", small=True),
+    _conv("valid", (2, 3, 6, 7), 4, (3, 3), padding="valid", stride=2, small=True),
+    # Groups.
+    _conv("groups_2", (2, 6, 6, 5), 4, (3, 3), groups=2, padding=1, small=True),
+    _conv("groups_3_uneven", (2, 9, 5, 6), 15, (2, 3), groups=3, stride=2, small=True),
+    _conv("groups_wide", (1, 140, 5, 5), 138, (3, 3), groups=2, padding=1, crosses_tile=True),
+    _conv("depthwise", (2, 7, 8, 9), 7, (3, 3), groups=7, padding=1, small=True),
+    _conv("depthwise_double", (2, 5, 8, 7), 10, (3, 3), groups=5, stride=2, padding=1, small=True),
+    _conv("depthwise_dilated", (1, 6, 9, 9), 6, (3, 3), groups=6, dilation=2, padding=2, small=True),
+    _conv("depthwise_wide", (1, 67, 9, 17), 67, (5, 5), groups=67, padding=2, crosses_tile=True),
+    # Values.
+    _conv("integers", (2, 5, 7, 6), 6, (3, 3), padding=1, values="integers", small=True),
+    _conv("integers_wide", (2, 15, 9, 11), 70, (3, 3), stride=2, values="integers", crosses_tile=True),
+    _conv("integers_grouped", (2, 8, 7, 7), 12, (3, 3), groups=4, padding=1, values="integers", small=True),
+    _conv("nonfinite", (2, 5, 8, 9), 6, (3, 3), padding=1, values="nonfinite", small=True),
+    _conv("nonfinite_strided", (2, 3, 10, 9), 5, (2, 2), stride=3, values="nonfinite", small=True),
+    _conv("huge", (2, 3, 6, 6), 4, (3, 3), values="huge", dtypes=WIDE_RANGE, small=True),
+)
 
 
 def _cases(kind: type[ConvCase], *rows: tuple[Any, ...]) -> tuple[ConvCase, ...]:

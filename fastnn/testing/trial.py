@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import bounds, reference
+from . import bounds, pooling_bounds, reference
 from .bounds import Bounded
 from .cases import TORCH, Case, ConvCase, generator_for, lay_out
 from .convolution_cases import ConvTransposeCase, LocallyConnectedCase
@@ -136,7 +136,7 @@ def oracle(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     if case.op == "max_pool2d":
         return reference.max_pool2d(inputs["input"], **case.options)[:1]
     if case.op == "pooling":
-        return (bounds.pooled(case, inputs),)
+        return (pooling_bounds.pooled(case, inputs),)
     if case.op == "batch_norm":
         statistics = [inputs.get(name) for name in ("running_mean", "running_var", "weight", "bias")]
         z, *_ = reference.batch_norm(inputs["input"], *statistics, case.training, case.momentum, case.eps)
