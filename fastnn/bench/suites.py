@@ -29,8 +29,8 @@ SUITES = {
     "models": "whole networks: inference and a training step",
 }
 DEFAULT = (
-    *("resnet50", "mobilenet_v2", "lenet5", "digits", "conv", "lstm", "pool", "norm", "sample_norm", "fused"),
-    "models",
+    *("resnet50", "mobilenet_v2", "lenet5", "digits"),
+    *("conv", "lstm", "pool", "average", "norm", "sample_norm", "fused", "models"),
 )
 QUICK = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "norm", "models")
 # tf32 is a way to multiply matrices: the others have none.
