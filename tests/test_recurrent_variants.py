@@ -362,6 +362,24 @@ def test_packed_sequences_are_padded_ones(variant, backend):
     torch.testing.assert_close(flat((pad_packed_sequence(output)[0], hidden)), want)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "LSTMCell"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_gains_and_biases_are_added_up_in_float32(dtype, kind):
+    """torch's layer norm adds them up in the half type on a CPU: ones up to 256 in bfloat16."""
+    torch.manual_seed(0)
+    layer = getattr(fastnn.nn, kind)(5, 6, layer_norm=True).to(dtype)
+    exact = getattr(fastnn.nn, kind)(5, 6, layer_norm=True).double()
+    exact.load_state_dict(layer.state_dict())
+    rows = torch.randn(1, 5).to(dtype).expand(3000, 5)
+    grads = []
+    for module in (layer, exact):
+        x = rows.to(module.weight_ih.dtype if kind == "LSTMCell" else module.weight_ih_l0.dtype)
+        out, _ = module(x if kind == "LSTMCell" else x.expand(2, 3000, 5))
+        grads.append(torch.autograd.grad(out.sum() / 100, list(module.parameters())))
+    for (name, _), got, want in zip(layer.named_parameters(), *grads, strict=True):
+        assert (got.double() - want).abs().max() <= 0.03 * want.abs().max(), name
+
+
 @pytest.mark.parametrize("variant", ["layer_norm", "mut1", "mut2", "mut3", "peephole"])
 def test_what_lies_beyond_a_sequence_is_not_read(variant, backend):
     module = build(variant, device=backend.device, num_layers=2)

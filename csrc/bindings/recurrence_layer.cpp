@@ -142,11 +142,18 @@ void normalise_x(const at::Tensor& products, const at::Tensor& gain, const at::T
 }
 
 // The way back: gradients of the products, the gain and the bias. What was normalised has the mean 0 and the
-// scale 1.
+// scale 1. In float32 for a half type on a CPU, where torch adds up the latter two in the half type: ones up to
+// 256 in bfloat16.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> normalise_x_backward(const at::Tensor& grad,
                                                                     const at::Tensor& kept,
                                                                     const at::Tensor& gain,
                                                                     const at::Tensor& statistics) {
+  if (acc_scalar_type(grad.scalar_type()) != grad.scalar_type() && !grad.is_cuda()) {
+    const auto [of_products, of_gain, of_bias] =
+        normalise_x_backward(grad.to(at::kFloat), kept.to(at::kFloat), gain.to(at::kFloat), statistics);
+    const auto type = grad.scalar_type();
+    return {of_products.to(type), of_gain.to(type), of_bias.to(type)};
+  }
   const at::Tensor made = kept.narrow(0, 0, grad.size(0));
   const at::Tensor scale = statistics.narrow(0, 0, grad.size(0)).narrow(1, kCellStatistics - 1, 1);
   // torch's kernels take moments of the accumulation type on a GPU, of the tensors' on the CPU.

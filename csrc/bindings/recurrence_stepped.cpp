@@ -1,6 +1,7 @@
 #include "recurrence_stepped.h"
 
 #include "lstm_cell.h"
+#include "tensors.h"
 
 namespace fastnn::bindings {
 
@@ -31,6 +32,15 @@ at::Tensor activated(GateActivation kind, const at::Tensor& x) {
       break;
   }
   return x;
+}
+
+// torch's, over the units. In float32 for a half type on a CPU, where its backward adds up the gradients of
+// gain and bias in the half type: ones up to 256 in bfloat16.
+at::Tensor layer_norm(const at::Tensor& x, const OptionalTensor& gain, const OptionalTensor& bias) {
+  const auto type = x.scalar_type();
+  const auto in = x.is_cuda() ? type : acc_scalar_type(type);
+  const auto cast = [&](const OptionalTensor& t) { return t.has_value() ? some(t->to(in)) : t; };
+  return at::layer_norm(x.to(in), {x.size(1)}, cast(gain), cast(bias), kCellNormEps).to(type);
 }
 
 // old where d is 1.
@@ -79,10 +89,8 @@ class CellStep {
       const auto [h, c] = lstm_cell_op().call(x, before.h, before.c, *t_.w_ih, t_.w_hh, t_.b_ih, t_.b_hh);
       return {h, c};
     }
-    const at::Tensor a =
-        t_.norm_h.has_value()
-            ? x + at::layer_norm(at::mm(before.h, t_.w_hh.t()), {t_.w_hh.size(0)}, t_.norm_h, {}, kCellNormEps)
-            : at::addmm(x, before.h, t_.w_hh.t());
+    const at::Tensor a = t_.norm_h.has_value() ? x + layer_norm(at::mm(before.h, t_.w_hh.t()), t_.norm_h, {})
+                                               : at::addmm(x, before.h, t_.w_hh.t());
     // With a projection h's zoneout is of what is projected.
     const bool projects = t_.w_hr.has_value();
     const OptionalTensor d_inside = projects ? std::nullopt : d_h;
@@ -109,7 +117,7 @@ class CellStep {
       a_o =
           a_o + t_.peephole->select(0, t_.peephole->size(0) - 1) * (cell_.peephole_previous ? c_before : made);
     }
-    const at::Tensor seen = at::layer_norm(made, {H_}, t_.norm_c_weight, t_.norm_c_bias, kCellNormEps);
+    const at::Tensor seen = layer_norm(made, t_.norm_c_weight, t_.norm_c_bias);
     return {activated(cell_.gate, a_o) * activated(cell_.output, seen), zoned_out(d_c, c_before, made)};
   }
 
@@ -148,7 +156,7 @@ SteppedLayer step_through(const LayerTensors& t, const RecurrentCell& cell, cons
   at::Tensor x = steps.take(flattened(t.input));
   if (t.norm_x.has_value()) {
     const at::Tensor bias = sum_of(value_or_undefined(t.b_ih), value_or_undefined(t.b_hh));
-    x = at::layer_norm(at::linear(x, *t.w_ih), {t.w_ih->size(0)}, t.norm_x, some(bias), kCellNormEps);
+    x = layer_norm(at::linear(x, *t.w_ih), t.norm_x, some(bias));
   } else if (!few && t.w_ih.has_value()) {
     x = at::linear(x, *t.w_ih, t.b_ih);
     if (t.b_hh.has_value() && cell.kind != CellKind::kGru) x = x + *t.b_hh;
