@@ -90,6 +90,29 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if library is None else f"fastnn: emulated CUDA kernels alone, {library}"
 
 
+@contextlib.contextmanager
+def _skipped_without_emulator() -> Iterator[None]:
+    """A test that asks for the emulator by itself is skipped where the emulator is left out and was not built."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if os.environ.get("FASTNN_TEST_EMULATOR") != "0" or "FASTNN_TEST_EMULATOR=0" not in str(error):
+            raise
+        pytest.skip("the emulator is left out and not built")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _skipped_without_emulator():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _skipped_without_emulator():
+        return (yield)
+
+
 def backend_names() -> list[str]:
     if EMULATE != "0":
         return ["emulated"]

@@ -239,7 +239,7 @@ def test_a_way_of_another_version_is_measured_anew(kept):
     assert len(lines_of(kept)) > 1
 
 
-def test_a_directory_that_cannot_be_written_is_a_warning(tmp_path):
+def test_a_directory_that_cannot_be_written_is_a_warning(tmp_path, emulated):
     (tmp_path / "file").write_text("")
     code = f"""
 import warnings, torch

@@ -82,13 +82,16 @@ def recorded_file(device: torch.device) -> Path | None:
     folder = checkout()
     if folder is None:
         return None
-    machine = describe_machine(device)
+    return folder / "benchmarks" / "results" / place_of(describe_machine(device), datetime.date.today(), commit())
+
+
+def place_of(machine: dict[str, Any], day: datetime.date, commit: str | None) -> Path:
+    """Where a record belongs within the folder of results: by machine, day and commit."""
     words = machine["device_name"]
-    if device.type == "cpu":
+    if machine["device"] == "cpu":
         words += f" {summary.vectors(machine)} {machine['threads']} threads"
     slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-    name = f"{datetime.date.today().isoformat()}-{commit() or 'unknown'}.json"
-    return folder / "benchmarks" / "results" / slug / name
+    return Path(slug) / f"{day.isoformat()}-{commit or 'unknown'}.json"
 
 
 def _load() -> float | None:
