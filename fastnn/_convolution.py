@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_variadic
 
+from fastnn._activation import alpha_of
 from fastnn._backend import _C
 
 
@@ -118,6 +119,123 @@ def conv3d(
     if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
         return torch.ops.fastnn.conv3d(input, weight, bias, stride, padding, dilation, groups)
     return _C.conv3d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv1d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    alpha: float | None = None,
+) -> Tensor:
+    """:func:`conv1d` and an activation in one pass; see :func:`conv2d_relu`.
+
+    Args:
+        input: see :func:`conv1d`, also for the six that follow.
+        weight: ``[K, C / groups, R]``.
+        bias: ``[K]`` or None.
+        stride: at least 1.
+        padding: numbers, ``'valid'`` or ``'same'``.
+        dilation: at least 1.
+        groups: divides C and K.
+        activation: see :func:`conv2d_relu`.
+        alpha: the activation's parameter.
+
+    Returns:
+        What :func:`conv1d` returns, activated.
+
+    Raises:
+        ValueError: as :func:`conv2d_relu`.
+        RuntimeError: as :func:`conv1d`.
+    """
+    arguments = (input, weight, bias, stride, padding, dilation, groups, activation, alpha_of(activation, alpha))
+    if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
+        return torch.ops.fastnn.conv1d(*arguments)
+    return _C.conv1d(*arguments)
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    alpha: float | None = None,
+) -> Tensor:
+    """:func:`conv2d` and an activation in one pass: ``y = act(conv2d(x))``, to the bit.
+
+    Backward finds the activation's derivative from y, so nothing else is kept for it. That of ``gelu``, ``gelu_tanh``
+    and ``silu`` is no function of y: where a gradient is wanted they are a pass of their own behind the convolution.
+
+    Args:
+        input: see :func:`conv2d`, also for the six that follow.
+        weight: ``[K, C / groups, R, S]``.
+        bias: ``[K]`` or None.
+        stride: at least 1.
+        padding: numbers, ``'valid'`` or ``'same'``.
+        dilation: at least 1.
+        groups: divides C and K.
+        activation: one of those of :func:`activation`.
+        alpha: the activation's parameter; None for torch's default.
+
+    Returns:
+        What :func:`conv2d` returns, activated.
+
+    Raises:
+        ValueError: for an unknown activation, or an ``alpha`` that :func:`activation` does not take.
+        RuntimeError: as :func:`conv2d`.
+    """
+    arguments = (input, weight, bias, stride, padding, dilation, groups, activation, alpha_of(activation, alpha))
+    if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
+        return torch.ops.fastnn.conv2d(*arguments)
+    return _C.conv2d(*arguments)
+
+
+def conv3d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    alpha: float | None = None,
+) -> Tensor:
+    """:func:`conv3d` and an activation in one pass; see :func:`conv2d_relu`.
+
+    Args:
+        input: see :func:`conv3d`, also for the six that follow.
+        weight: ``[K, C / groups, T, R, S]``.
+        bias: ``[K]`` or None.
+        stride: at least 1.
+        padding: numbers, ``'valid'`` or ``'same'``.
+        dilation: at least 1.
+        groups: divides C and K.
+        activation: see :func:`conv2d_relu`.
+        alpha: the activation's parameter.
+
+    Returns:
+        What :func:`conv3d` returns, activated.
+
+    Raises:
+        ValueError: as :func:`conv2d_relu`.
+        RuntimeError: as :func:`conv3d`.
+    """
+    arguments = (input, weight, bias, stride, padding, dilation, groups, activation, alpha_of(activation, alpha))
+    if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
+        return torch.ops.fastnn.conv3d(*arguments)
+    return _C.conv3d(*arguments)
 
 
 def conv_transpose1d(

@@ -45,6 +45,21 @@ def _accumulation_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+# ---- activations --------------------------------------------------------------------------------------------
+
+
+@register_fake("fastnn::activation")
+def _activation(input: Tensor, residual: Tensor | None, activation: str, alpha: float) -> Tensor:
+    return torch.empty_like(input)
+
+
+@register_fake("fastnn::activation_backward")
+def _activation_backward(
+    grad_output: Tensor, kept: Tensor, residual: Tensor | None, activation: str, alpha: float
+) -> Tensor:
+    return torch.empty_like(kept)
+
+
 # ---- convolution --------------------------------------------------------------------------------------------
 
 
@@ -248,7 +263,7 @@ def _batch_norm_act_backward(
     scale: Tensor,
     shift: Tensor,
     mask: Tensor,
-    output: Tensor | None,
+    residual: Tensor | None,
     training: bool,
     activation: str,
     alpha: float,

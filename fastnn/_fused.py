@@ -1,7 +1,8 @@
 """What the forward of a fused model calls: one chain of layers, computed at once where that is the same.
 
 A chain is ``activation(batch_norm(convolution(x)) + residual)``, of which everything but the batch norm may be
-missing. :mod:`fastnn.fuse` finds chains; here each call decides how to compute one, by what the layers are then:
+missing, or ``activation(convolution(x))``. :mod:`fastnn.fuse` finds chains; here each call decides how to compute one,
+by what the layers are then:
 
 - layers that are no longer what they were (hooks, another class, another shape) are called one by one;
 - in evaluation the batch norm becomes part of the convolution (:func:`_folded`), and so does the activation where
@@ -26,29 +27,21 @@ from torch.compiler import is_compiling
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
-from fastnn import functional, nn
-from fastnn.nn.batchnorm import normalise
-from fastnn.nn.conv import convolve
-
-Activation = tuple[str, float]
+from fastnn import functional
+from fastnn._fusable import Activation, activate, activation_of
+from fastnn.nn.batchnorm import BatchNorm2d, normalise
+from fastnn.nn.conv import Conv2d, convolve
 
 _BATCH_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
-_BATCH_NORM_FORWARDS = (torch.nn.BatchNorm2d.forward, nn.BatchNorm2d.forward)
+_BATCH_NORM_FORWARDS = (torch.nn.BatchNorm2d.forward, BatchNorm2d.forward)
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-_CONV_FORWARDS = tuple(cls._conv_forward for cls in (*_CONVOLUTIONS, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+_CONV_FORWARDS = tuple(cls._conv_forward for cls in (*_CONVOLUTIONS, Conv2d))
 # Activations that no op fuses, but that backward can make again too; each needs its input for its derivative.
 _POINTWISE: dict[type[Module], Callable[[Any, Tensor], Tensor]] = {
     torch.nn.ReLU6: lambda module, x: torch.nn.functional.relu6(x),
     torch.nn.Hardtanh: lambda module, x: torch.nn.functional.hardtanh(x, module.min_val, module.max_val),
     torch.nn.Hardswish: lambda module, x: torch.nn.functional.hardswish(x),
-    torch.nn.SiLU: lambda module, x: torch.nn.functional.silu(x),
     torch.nn.Mish: lambda module, x: torch.nn.functional.mish(x),
-    torch.nn.GELU: lambda module, x: torch.nn.functional.gelu(x, approximate=module.approximate),
-}
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "relu": lambda x, alpha, inplace: torch.nn.functional.relu(x, inplace),
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "elu": torch.nn.functional.elu,
 }
 
 
@@ -75,17 +68,9 @@ def is_convolution(module: Module) -> bool:
     )
 
 
-def activation_of(module: Module) -> Activation | None:
-    """Name and parameter of an activation that a batch norm can be fused with; None for another module."""
-    if "forward" in module.__dict__:
-        return None
-    if type(module) is torch.nn.ReLU:
-        return "relu", 0.0
-    if type(module) is torch.nn.LeakyReLU:
-        return "leaky_relu", float(module.negative_slope)
-    if type(module) is torch.nn.ELU and module.alpha >= 0:  # torch itself cannot derive others from their output
-        return "elu", float(module.alpha)
-    return None
+def is_own_convolution(module: Module) -> bool:
+    """Whether such a convolution is computed by fastnn, which can apply an activation in the same pass."""
+    return type(module)._conv_forward is Conv2d._conv_forward
 
 
 def pointwise_of(module: Module) -> Callable[[Tensor], Tensor] | None:
@@ -136,7 +121,7 @@ def run_chain(
     if convolution is not None:
         folded = _folded(convolution, batch_norm) if known and not hooked else None
         if folded is not None:
-            if applied is not None and applied[1] >= 0 and type(convolution)._conv_forward is nn.Conv2d._conv_forward:
+            if applied is not None and applied[1] >= 0 and is_own_convolution(convolution):
                 output = convolve(convolution, input, *folded, *applied)
                 batch_norm._check_input_dim(output)
                 return output
@@ -145,7 +130,7 @@ def run_chain(
             if applied is None:
                 return output if activation is None else activation(output)
             # Nobody else has seen it, so that it may be overwritten.
-            return _activate(output, applied, inplace=not output.requires_grad)
+            return activate(output, applied, inplace=not output.requires_grad)
         input = convolution(input)
     alike = residual is None or (
         residual.shape == input.shape and residual.dtype == input.dtype and residual.device == input.device
@@ -165,6 +150,30 @@ def run_chain(
     return normalise(batch_norm, functional.batch_norm_add_relu, input, residual, **options)
 
 
+def run_convolution(convolution: Module, activation: Module | Activation, input: Tensor) -> Tensor:
+    """``activation(convolution(input))``.
+
+    Args:
+        convolution: any module; what is no convolution of fastnn's is called as it is.
+        activation: a module, or name and parameter of a function.
+        input: ``[N, C, ...]``.
+
+    Raises:
+        What the layers raise.
+    """
+    applied = activation_of(activation) if isinstance(activation, Module) else activation
+    hooked = has_hooks(convolution) or (isinstance(activation, Module) and has_hooks(activation))
+    if (
+        applied is None
+        or applied[1] < 0
+        or hooked
+        or not (is_convolution(convolution) and is_own_convolution(convolution))
+    ):
+        output = convolution(input)
+        return activation(output) if isinstance(activation, Module) else activate(output, activation)
+    return convolve(convolution, input, convolution.weight, convolution.bias, *applied)
+
+
 def _one_by_one(
     batch_norm: Module,
     activation: Module | Activation | None,
@@ -180,12 +189,7 @@ def _one_by_one(
             output = output + residual
     if activation is None:
         return output
-    return activation(output) if isinstance(activation, Module) else _activate(output, activation)
-
-
-def _activate(input: Tensor, activation: Activation, inplace: bool = False) -> Tensor:
-    name, alpha = activation
-    return _FUNCTIONS[name](input, alpha, inplace)
+    return activation(output) if isinstance(activation, Module) else activate(output, activation)
 
 
 # ---- a batch norm as part of a convolution ------------------------------------------------------------------

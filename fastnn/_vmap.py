@@ -97,6 +97,24 @@ decompose_under_vmap(
 )
 
 
+# ---- activations --------------------------------------------------------------------------------------------
+
+
+def _registered_pointwise(name: str) -> None:
+    """Registers an op of each element, which takes a mapped dimension wherever it stands; its tensors come first."""
+    op = getattr(torch.ops.fastnn, name)
+
+    def rule(info: Any, in_dims: _Dims, *arguments: Any) -> tuple[Tensor, int]:
+        pairs = zip(arguments, in_dims, strict=True)
+        return op(*(_front(a, d, info.batch_size) if isinstance(a, Tensor) else a for a, d in pairs)), 0
+
+    register_vmap(f"fastnn::{name}", rule)
+
+
+_registered_pointwise("activation")
+_registered_pointwise("activation_backward")
+
+
 # ---- convolution --------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,6 @@ where fastnn was built with it. Forward is differentiable twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,12 +23,17 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_variadic
 
-from fastnn._activation import maxout
+from fastnn._activation import ACTIVATIONS as ACTIVATIONS
+from fastnn._activation import activation, maxout
+from fastnn._activation import alpha_of as alpha_of
 from fastnn._backend import _C
 from fastnn._convolution import (
     conv1d,
+    conv1d_relu,
     conv2d,
+    conv2d_relu,
     conv3d,
+    conv3d_relu,
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
@@ -77,6 +81,7 @@ if TYPE_CHECKING:
     from torch.nn.functional import *  # noqa: F403 - what falls through, for type checkers
 
 __all__ = [
+    "activation",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",
@@ -93,9 +98,11 @@ __all__ = [
     "batch_norm_add_relu",
     "batch_norm_relu",
     "conv1d",
+    "conv1d_relu",
     "conv2d",
     "conv2d_relu",
     "conv3d",
+    "conv3d_relu",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
@@ -131,48 +138,6 @@ __all__ = [
     "rnn_cell",
     "sync_batch_norm",
 ]
-
-
-def conv2d_relu(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    activation: str = "relu",
-    alpha: float | None = None,
-) -> Tensor:
-    """:func:`conv2d` and an activation in one pass: ``y = act(conv2d(x))``, to the bit.
-
-    Backward finds the activation's derivative from y, so nothing else is kept for it.
-
-    Args:
-        input: see :func:`conv2d`, also for the six that follow.
-        weight: ``[K, C / groups, R, S]``.
-        bias: ``[K]`` or None.
-        stride: at least 1.
-        padding: numbers, ``'valid'`` or ``'same'``.
-        dilation: at least 1.
-        groups: divides C and K.
-        activation: ``"relu"``; ``"leaky_relu"``: ``z`` where positive, else ``alpha * z``; ``"elu"``: else ``alpha *
-            (exp(z) - 1)``; or ``"identity"``.
-        alpha: see ``activation``, at least 0; None for torch's defaults, 0.01 for ``leaky_relu`` and 1 for ``elu``.
-
-    Returns:
-        What :func:`conv2d` returns, activated.
-
-    Raises:
-        ValueError: for an unknown activation, or a negative ``alpha``, with which y does not tell the sign of z.
-        RuntimeError: as :func:`conv2d`.
-    """
-    alpha = ACTIVATIONS.get(activation, 0.0) if alpha is None else alpha
-    arguments = (input, weight, bias, stride, padding, dilation, groups, activation, alpha)
-    if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias):
-        return torch.ops.fastnn.conv2d(*arguments)
-    return _C.conv2d(*arguments)
 
 
 def batch_norm(
@@ -246,15 +211,11 @@ def batch_norm(
     )
 
 
-# The activations that can follow a batch normalisation or a convolution, and what `alpha` is where it is not given.
-ACTIVATIONS = {"relu": 0.0, "leaky_relu": 0.01, "elu": 1.0, "identity": 1.0}
-
-
 def _batch_norm_act(
     input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *options: Any
 ) -> Tensor:
     *others, activation, alpha, skip_nonfinite_stats = options
-    alpha = ACTIVATIONS.get(activation, 0.0) if alpha is None else alpha
+    alpha = alpha_of(activation, alpha)
     arguments = (input, residual, weight, bias, *others, activation, alpha, skip_nonfinite_stats)
     if is_dynamo_compiling() or has_torch_function_variadic(input, residual, weight, bias, *others[:2]):
         return torch.ops.fastnn.batch_norm_act(*arguments)
@@ -290,9 +251,8 @@ def batch_norm_relu(
         training: whether the statistics come from this batch.
         momentum: share of the batch in the new running statistics.
         eps: added to the variance.
-        activation: ``"relu"``; ``"leaky_relu"``: ``z`` where positive, else ``alpha * z``; ``"elu"``: else ``alpha *
-            (exp(z) - 1)``; or ``"identity"``.
-        alpha: see ``activation``; None for torch's defaults, 0.01 for ``leaky_relu`` and 1 for ``elu``.
+        activation: one of those of :func:`activation`.
+        alpha: the activation's parameter, of ``leaky_relu`` any number; None for torch's default.
         num_batches_tracked: see :func:`batch_norm`.
         skip_nonfinite_stats: see :func:`batch_norm`.
 
@@ -303,7 +263,7 @@ def batch_norm_relu(
         ValueError: for an unknown activation, one value a channel in training, or an ``eps`` not positive.
         RuntimeError: as :func:`batch_norm`.
 
-    Formulas: Ioffe and Szegedy 2015; Maas et al. 2013 (leaky ReLU); Clevert et al. 2016 (ELU).
+    Formulas: Ioffe and Szegedy 2015, and those of :func:`activation`.
     """
     return _batch_norm_act(
         input,
@@ -340,7 +300,7 @@ def batch_norm_add_relu(
 ) -> Tensor:
     """The end of a residual block in the passes of :func:`batch_norm`: ``y = act(batch_norm(x) + residual)``.
 
-    For the activation's derivative one bit a value is kept (for ``elu`` the output, which is part of it).
+    For the derivative of ``relu`` and ``leaky_relu`` one bit a value is kept, for that of others the residual.
 
     Args:
         input: see :func:`batch_norm_relu`, also for what follows ``residual``.
@@ -352,7 +312,7 @@ def batch_norm_add_relu(
         training: whether the statistics come from this batch.
         momentum: share of the batch in the new running statistics.
         eps: added to the variance.
-        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"`` or ``"identity"``.
+        activation: one of those of :func:`activation`.
         alpha: the activation's parameter.
         num_batches_tracked: see :func:`batch_norm`.
         skip_nonfinite_stats: see :func:`batch_norm`.

@@ -1,8 +1,9 @@
-"""Fuses the batch norms of a model with what stands around them, in place and back, and says what became of each.
+"""Fuses batch norms and convolutions of a model with what stands around them, in place and back, and reports on each.
 
 A module's ``forward`` is traced by torch.fx, with its submodules as single calls. Where the graph has a batch norm
-followed by an addition, an activation or both, or after a convolution, the module gets a subclass of its own class
-whose ``forward`` is the graph with one call for them, :func:`fastnn._fused.run_chain`. The submodules stay where they
+followed by an addition, an activation or both, or after a convolution, or a convolution followed by an activation, the
+module gets a subclass of its own class whose ``forward`` is the graph with one call for them,
+:func:`fastnn._fused.run_chain` or :func:`fastnn._fused.run_convolution`. The submodules stay where they
 are, with their parameters, buffers and names. A module that computes nothing fused stays what it was and is called
 as before, so that its hooks are too; and one that cannot be traced leaves the others alone.
 """
@@ -26,6 +27,7 @@ from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from fastnn import _fused
+from fastnn._fusable import Activation, activation_of, activation_of_call
 from fastnn.convert import Report, _check_module, _layer_class, _set_layer_class
 
 ModuleT = TypeVar("ModuleT", bound=Module)
@@ -33,13 +35,7 @@ ModuleT = TypeVar("ModuleT", bound=Module)
 # Where a class made by _fused_class keeps what it was made from.
 _PLAN = "_fastnn_fusion"
 _BatchNorm = torch.nn.modules.batchnorm._BatchNorm
-_NN = torch.nn.functional
-# Functions and methods that are activations; the keyword and the default of their parameter.
-_ACTIVATIONS: dict[Any, tuple[str, str, float]] = {
-    **dict.fromkeys((_NN.relu, torch.relu, torch.relu_, "relu", "relu_"), ("relu", "", 0.0)),
-    **dict.fromkeys((_NN.leaky_relu, _NN.leaky_relu_), ("leaky_relu", "negative_slope", 0.01)),
-    **dict.fromkeys((_NN.elu, _NN.elu_), ("elu", "alpha", 1.0)),
-}
+_Convolution = torch.nn.modules.conv._ConvNd
 
 
 # ---- tracing one module -------------------------------------------------------------------------------------
@@ -191,13 +187,13 @@ def _is_same(graph: fx.Graph, other: fx.Graph) -> bool:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The nodes of one call of :func:`_fused.run_chain`."""
+    """The nodes of one call of :func:`_fused.run_chain`, or of :func:`_fused.run_convolution` without a batch norm."""
 
-    batch_norm: fx.Node
+    batch_norm: fx.Node | None = None
     convolution: fx.Node | None = None
     addition: fx.Node | None = None
     activation: fx.Node | None = None
-    function: _fused.Activation | None = None
+    function: Activation | None = None
     """The activation where it is a function, not a module."""
 
     @property
@@ -211,18 +207,29 @@ class _Chain:
         left, right = self.addition.args
         return right if left is self.batch_norm else left
 
+    @property
+    def reads(self) -> set[Any]:
+        """What the nodes take from elsewhere, or from each other where they could also be apart."""
+        first = {node.args[0] for node in (self.nodes[0], self.batch_norm) if node is not None}
+        return first | {self.residual}
+
     def rewrite(self, graph: fx.Graph) -> None:
         """Puts the one call where the last of the nodes is, in their place."""
         first, last = self.nodes[0], self.nodes[-1]
         with graph.inserting_before(last):
-            convolution = None if self.convolution is None else graph.get_attr(self.convolution.target)
-            batch_norm = graph.get_attr(self.batch_norm.target)
-            activation: Any = self.function
-            if self.activation is not None and activation is None:
-                activation = graph.get_attr(self.activation.target)
-            in_place = self.addition is not None and self.addition.target in _ADDITIONS_IN_PLACE
-            operands = (first.args[0], self.residual)
-            call = graph.call_function(_fused.run_chain, (convolution, batch_norm, activation, in_place, *operands))
+
+            def module(node: fx.Node | None) -> fx.Node | None:
+                return None if node is None else graph.get_attr(node.target)
+
+            activation = self.function or module(self.activation)
+            if self.batch_norm is None:
+                call = graph.call_function(
+                    _fused.run_convolution, (module(self.convolution), activation, first.args[0])
+                )
+            else:
+                in_place = self.addition is not None and self.addition.target in _ADDITIONS_IN_PLACE
+                layers = (module(self.convolution), module(self.batch_norm), activation, in_place)
+                call = graph.call_function(_fused.run_chain, (*layers, first.args[0], self.residual))
         last.replace_all_uses_with(call)
         for node in reversed(self.nodes):
             graph.erase_node(node)
@@ -230,7 +237,7 @@ class _Chain:
 
 @dataclass(frozen=True)
 class _Row:
-    """What becomes of a batch norm: ``fused`` names the parts, ``reason`` says why there are not more."""
+    """What becomes of a layer: ``fused`` names the parts, ``reason`` says why there are not more."""
 
     target: str
     fused: str
@@ -252,12 +259,17 @@ class _Finder:
         calls: dict[Module, list[fx.Node]] = defaultdict(list)
         for node in graph.nodes:
             module = self._module(node)
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, (_BatchNorm, _Convolution)):
                 calls[module].append(node)
-        refusals = {nodes[0]: self._refusal(module, nodes) for module, nodes in calls.items()}
+        norms = {module: nodes for module, nodes in calls.items() if isinstance(module, _BatchNorm)}
+        refusals = {nodes[0]: self._refusal(module, nodes) for module, nodes in norms.items()}
         self._able = {node for node, refusal in refusals.items() if not refusal}
         for node, refusal in refusals.items():
             self.rows.append(_Row(node.target, "", refusal) if refusal else self._fuse(node))
+        taken = {chain.convolution for chain in self.chains}
+        for module, nodes in calls.items():
+            if isinstance(module, _Convolution) and taken.isdisjoint(nodes):
+                self.rows += self._fuse_convolution(module, nodes)
 
     def ends_in_batch_norm(self) -> fx.Node | None:
         """The batch norm whose output is the graph's."""
@@ -276,7 +288,7 @@ class _Finder:
     def _refusal(self, module: Module, nodes: list[fx.Node]) -> str:
         if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
             return "it does not know its size yet: call the model once before"
-        if not _fused.is_batch_norm(module):
+        if not (_fused.is_batch_norm(module) or _fused.is_convolution(module)):
             return f"{_layer_class(module).__name__} has its own computation"
         if _fused.has_hooks(module):
             return "it has hooks"
@@ -307,12 +319,29 @@ class _Finder:
         if chain.addition is not None:
             parts.append("add")
         if chain.activation is not None:
-            function = chain.function or _fused.activation_of(self._module(chain.activation))
+            function = chain.function or activation_of(self._module(chain.activation))
             parts += [function[0]] if function else []
         said = [" + ".join(parts)] if len(parts) > 1 else []
         if chain.convolution is not None:
             said.append("conv folded in evaluation")
         return _Row(node.target, ", ".join(said) or "recomputed in backward", reason)
+
+    def _fuse_convolution(self, module: Module, nodes: list[fx.Node]) -> list[_Row]:
+        """The row of a convolution that an activation follows; none for another."""
+        node = nodes[0]
+        chain, reason = self._activated(_Chain(convolution=node))
+        if chain.activation is None:
+            return []
+        name, alpha = chain.function or activation_of(self._module(chain.activation)) or ("", -1.0)
+        if alpha < 0:  # what the convolution returns would not tell backward what was positive
+            return []
+        reason = self._refusal(module, nodes)
+        if not reason and self._is_disturbed(chain):
+            reason = "something may be written in place before what follows it"
+        if reason:
+            return [_Row(node.target, "", reason)]
+        self.chains.append(chain)
+        return [_Row(node.target, f"conv + {name}", "")]
 
     def _convolution_before(self, node: fx.Node) -> fx.Node | None:
         before = node.args[0]
@@ -340,16 +369,25 @@ class _Finder:
                 return chain, reason
             found, _ = self._what_follows(replace(chain, addition=user))
             return found, ""
+        return self._activated(chain)
+
+    def _activated(self, chain: _Chain) -> tuple[_Chain, str]:
+        """The chain with the activation that alone uses its output, and why it has none."""
+        node = chain.nodes[-1]
+        if len(node.users) != 1:
+            return chain, f"its output is used {len(node.users)} times"
+        (user,) = node.users
         module = self._module(user)
         if module is not None:
-            known = _fused.activation_of(module) is not None
+            known = activation_of(module) is not None
             reason = "" if known else f"{type(module).__name__} is not fused"
-            if (not known and not (self._recompute and _fused.pointwise_of(module))) or not self._takes_one(user):
+            again = self._recompute and chain.batch_norm is not None and _fused.pointwise_of(module) is not None
+            if not (known or again) or not self._takes_one(user):
                 return chain, reason or f"{user.target} has other arguments"
             if _fused.has_hooks(module):
                 return chain, f"{user.target} has hooks"
             return replace(chain, activation=user), reason
-        function = self._function(user)
+        function = None if user.op == "output" else activation_of_call(user.target, user.args, user.kwargs)
         if function is None:
             return chain, f"{getattr(user.target, '__name__', user.target)} is not fused"
         return replace(chain, activation=user, function=function), ""
@@ -367,24 +405,10 @@ class _Finder:
             return "the addition is fused with its other operand"
         return ""
 
-    @staticmethod
-    def _function(node: fx.Node) -> _fused.Activation | None:
-        """Name and parameter of the activation that a node computes by a function or method."""
-        if node.target not in _ACTIVATIONS or not node.args:
-            return None
-        name, keyword, alpha = _ACTIVATIONS[node.target]
-        names = [keyword, "inplace"] if keyword else ["inplace"]
-        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-        if len(node.args) - 1 > len(names) or given.keys() - set(names):
-            return None
-        alpha = given.get(keyword, alpha)
-        usable = isinstance(alpha, (int, float)) and (name != "elu" or alpha >= 0)
-        return (name, float(alpha)) if usable else None
-
     def _is_disturbed(self, chain: _Chain) -> bool:
         """Whether something between the nodes may write to what they read: they all move to the last one's place."""
         first, last = (self._place[chain.nodes[place]] for place in (0, -1))
-        read = {chain.nodes[0].args[0], chain.batch_norm.args[0], chain.residual}
+        read = chain.reads
         between = [n for n, place in self._place.items() if first < place < last and n not in chain.nodes]
         return any(self._may_write(node, read) for node in between)
 
@@ -514,12 +538,12 @@ class _Planner:
         # whose output the module returns.
         self._ends: dict[Module, set[Module]] = {}
         self.reasons: dict[Module, str] = {}
-        """Why a module with batch norms has no plan."""
+        """Why a module with something to fuse has no plan."""
         self.inlined: set[Module] = set()
         """What the plans take into their graphs."""
 
     def plan(self, module: Module) -> _Plan | None:
-        """The plan for a module; None where it has no batch norm, has a fused forward or can have none."""
+        """The plan for a module; None where it has nothing to fuse, has a fused forward or can have none."""
         if module not in self._plans:
             self._plans[module], self._ends[module] = None, set()
             if _is_container(module) and not _has_fused_forward(module):
@@ -535,7 +559,7 @@ class _Planner:
         for part in parts:
             self.plan(part)
             candidates |= self._ends[part]
-        if not candidates and not any(isinstance(part, _BatchNorm) for part in parts):
+        if not candidates and not any(isinstance(part, (_BatchNorm, _Convolution)) for part in parts):
             return None
         finders = _find(module, candidates, self._recompute)
         end = finders[0].ends_in_batch_norm()
@@ -692,17 +716,20 @@ def _complete(module: Module, plan: _Plan) -> None:
 
 
 def fuse(model: ModuleT, *, recompute: bool = True, copy: bool = False) -> ModuleT:
-    """Fuses each batch norm of a model with the addition and activation after it, and keeps less for backward.
+    """Fuses batch norms and convolutions with the addition and activation after them, and keeps less for backward.
 
-    - ``act(batch_norm(x))`` and ``act(batch_norm(x) + residual)``, with a ReLU, leaky ReLU, ELU or no activation,
-      are computed by :func:`fastnn.functional.batch_norm_relu` and :func:`~fastnn.functional.batch_norm_add_relu`.
+    - ``act(batch_norm(x))`` and ``act(batch_norm(x) + residual)``, with one of the activations of
+      :func:`fastnn.functional.activation` or none, are computed by :func:`fastnn.functional.batch_norm_relu` and
+      :func:`~fastnn.functional.batch_norm_add_relu`.
+    - ``act(conv(x))`` is computed by :func:`fastnn.functional.conv2d_relu`, or that of another rank, where the
+      convolution is fastnn's.
     - In evaluation, where no gradient of its parameters is wanted, a batch norm between a convolution and
       anything but an addition becomes part of the convolution. The folded weights are made once and again when a
       parameter or statistic has changed, as far as torch counts changes (writes through ``.data`` it does not:
       call ``model.eval()`` after those). The parameters stay as they are.
     - With ``recompute``, what a batch norm and its activation return is not kept for backward where only autograd
-      holds it, but made again there, at the cost of one pass over memory; so too with ReLU6, Hardtanh, Hardswish,
-      SiLU, Mish and GELU. It needs the model itself to be called, and does nothing within ``torch.compile``,
+      holds it, but made again there, at the cost of one pass over memory; so too with ReLU6, Hardtanh, Hardswish
+      and Mish. It needs the model itself to be called, and does nothing within ``torch.compile``,
       ``torch.func`` and other saved-tensor hooks, as checkpointing's. A residual that is written to in place after
       the addition makes backward raise; without ``recompute`` it may be.
 
@@ -771,14 +798,14 @@ def unfuse(model: ModuleT, *, copy: bool = False) -> ModuleT:
 
 @dataclass(frozen=True)
 class FusionRow:
-    """One batch norm of a report."""
+    """One batch norm of a report, or one convolution that an activation follows."""
 
     name: str
     """Where it stands in the model, as in ``named_modules()``; empty for the model itself."""
     class_name: str
     """The name of its class."""
     fused: str
-    """What it is part of: "batch_norm + add + relu", "conv folded in evaluation"; empty for none."""
+    """What it is part of: "batch_norm + add + relu", "conv folded in evaluation", "conv + relu"; empty for none."""
     reason: str
     """Why it is not part of more; may be empty where it is part of something."""
 
@@ -794,7 +821,7 @@ class FusionReport(Report):
 
     @property
     def fused(self) -> int:
-        """Number of batch norms that are part of something."""
+        """Number of layers that are part of something."""
         return sum(bool(row.fused) for row in self.rows)
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
@@ -802,17 +829,17 @@ class FusionReport(Report):
 
     def _summary(self) -> str:
         kept = "; their outputs are made again in backward" if self.recomputes else ""
-        return f"{self.fused} of {len(self.rows)} batch norms are fused{kept}"
+        return f"{self.fused} of {len(self.rows)} batch norms and activated convolutions are fused{kept}"
 
 
 def fusion_report(model: Module) -> FusionReport:
-    """Says of each batch norm of a model what it is fused with, and why not with more.
+    """Says of each batch norm and activated convolution what it is fused with, and why not with more.
 
     Args:
         model: the model, fused or not; it is not changed.
 
     Returns:
-        A report: iterate over it for the rows, each batch norm once, or print it for a table.
+        A report: iterate over it for the rows, each layer once, or print it for a table.
 
     Raises:
         TypeError: when ``model`` is not a ``torch.nn.Module``.
@@ -825,16 +852,18 @@ def fusion_report(model: Module) -> FusionReport:
     for module, fusion in zip(model.modules(), fusions, strict=True):  # callers come before what they call
         plan = fusion if _has_fused_forward(module) else planner.plan(module)
         for row in () if plan is None else plan.rows:
-            batch_norm = module.get_submodule(row.target)
+            layer = module.get_submodule(row.target)
             if plan is not fusion and row.fused:
-                found.setdefault(batch_norm, ("", _why_not_yet(plan)))
+                found.setdefault(layer, ("", _why_not_yet(plan)))
             else:
-                found.setdefault(batch_norm, (row.fused, row.reason))
+                foreign = isinstance(layer, _Convolution) and not _fused.is_own_convolution(layer)
+                waits = "not before fastnn.convert makes it fastnn's" if row.fused and foreign else row.reason
+                found.setdefault(layer, (row.fused, waits))
         for part in _parts(module) if module in planner.reasons else ():
             reasons[part] = f"in {_layer_class(module).__name__}: {planner.reasons[module]}"
     rows = []
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) or module in found:
             no_caller = ("", reasons.get(module, "no forward that could be traced calls it"))
             rows.append(FusionRow(name, _layer_class(module).__name__, *found.get(module, no_caller)))
     is_root = [plan is not None and plan.is_root for plan in fusions]

@@ -17,13 +17,14 @@ import fastnn
 from fastnn import check, cli
 from fastnn.check import random_cases, runner, selection
 from fastnn.check.plants import PLANTS
+from fastnn.functional import ACTIVATIONS
 from fastnn.testing import trial
 from fastnn.testing.bounds import Bounded
 from fastnn.testing.cases import CASES, PRECISE, TORCH, affordable_in_emulator
 from fastnn.testing.judge import find_fault, measure, ulp
 
 # A case of each op, all of its directions among them.
-FEW = ("--case", "3x3|indices|max3|4d|2x3x4", "--device", "cpu")
+FEW = ("--case", "3x3|indices|max3|4d|2x3x4|silu_4d", "--device", "cpu")
 FEWER = (*FEW, "--dtype", "float32", "--layout", "contiguous")
 DIRECTIONS = {
     "conv2d": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
@@ -33,6 +34,7 @@ DIRECTIONS = {
         "output", "gradient of input", "gradient of weight", "gradient of bias", "running_mean", "running_var",
         "second derivative",
     },
+    "activation": {"output", "gradient of input", "second derivative"},
     "maxout": {"output", "gradient of input", "second derivative"},
     "group_norm": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
     "instance_norm": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
@@ -241,6 +243,10 @@ def test_random_cases_are_valid_and_cover_the_options(op: str):
     assert any(0 in case.shape for case in cases) or op == "instance_norm"  # whose random cases have none
     # Volumes of many channels would cost too much.
     edges = {16, 17, 32, 33} if op.endswith("3d") or "transpose" in op else {16, 17, 32, 33, 64, 65, 128}
+    if op == "activation":
+        assert set(ACTIVATIONS) == {case.activation for case in cases}
+        assert {case.residual for case in cases} == {True, False}
+        return
     if op in ("maxout", "group_norm"):  # of outputs, and of groups; the channels are as many times more
         edges = {16, 17, 32, 33, 64, 65}
     assert edges <= {size for case in cases for size in case.shape}

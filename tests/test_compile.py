@@ -347,6 +347,13 @@ def dispatcher_calls() -> list[Any]:
             ),
         ),
         "batch_norm_statistics": (ops.batch_norm_statistics.default, (image.detach(),)),
+        "activation": (ops.activation.default, (t(2, 6, 5), None, "softplus", 1.5)),
+        "activation-sum": (ops.activation.default, (channels_last(t(2, 6, 5, 4)), t(2, 6, 5, 4), "silu", 0.0)),
+        "activation_backward": (ops.activation_backward.default, (t(2, 6, 5), t(2, 6, 5), None, "tanh", 0.0)),
+        "activation_backward-sum": (
+            ops.activation_backward.default,
+            (t(2, 6, 5), t(2, 6, 5), t(2, 6, 5), "gelu", 0.0),
+        ),
         "maxout": (ops.maxout.default, (t(2, 6, 5, 4), 3)),
         "maxout-channels_last": (ops.maxout.default, (channels_last(t(2, 6, 5, 4)), 3, True)),
         **sample_norm_calls(),

@@ -213,6 +213,50 @@ class WrittenBetween(nn.Module):
         return F.relu(y) + x
 
 
+class SharedConvolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(F.relu(self.conv(x))))
+
+
+class ConvolutionWrittenBetween(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.5
+        y = self.conv(x.detach())
+        x.mul_(3)
+        return F.relu(y) + x
+
+
+class Convolutions(nn.Module):
+    """Without batch norms: activations as modules, functions and methods, one that no op fuses, and one written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(C, C, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(C, C, 1),
+            nn.GELU(),
+            nn.Conv2d(C, C, 1),
+            nn.ReLU6(),
+        )
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(C, C, 3, padding=1, groups=2) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.conv1(self.features(x)))
+        x = x + self.conv2(x).sigmoid()
+        y = self.conv3(x)
+        x = x * 2
+        return F.leaky_relu(y, 0.1) + x
+
+
 def sequential(*activations: nn.Module) -> nn.Sequential:
     layers: list[nn.Module] = []
     for activation in activations:
@@ -225,6 +269,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "leaky-elu": lambda: sequential(nn.LeakyReLU(0.2), nn.ELU(0.7, inplace=True), nn.LeakyReLU(inplace=True)),
     "silu": lambda: sequential(nn.SiLU(), nn.Hardtanh(-0.5, 0.7, inplace=True), nn.Sigmoid()),
     "gelu": lambda: sequential(nn.GELU("tanh"), nn.Hardswish(), nn.Mish(), nn.ReLU6(inplace=True)),
+    "curves": lambda: sequential(nn.Softplus(1.5), nn.GELU(), nn.Tanh(), nn.Hardsigmoid(inplace=True), nn.SiLU(True)),
+    "convolutions": Convolutions,
     "basic blocks": lambda: nn.Sequential(BasicBlock(), BasicBlock(downsample=True), BasicBlock(inplace=False)),
     "bottlenecks": lambda: nn.Sequential(bottleneck(nn, C, 2, 2), bottleneck(nn, 8, 2, 1), bottleneck(nn, 8, 2, 1)),
     "a long row": lambda: nn.Sequential(*(BasicBlock() for _ in range(12))),
@@ -1189,10 +1235,12 @@ def replaced(model: nn.Module) -> nn.Module:
 NOT_FUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own computation": (lambda: nn.Sequential(OwnNorm(C), nn.ReLU()), "OwnNorm has its own computation"),
     "lazy": (lambda: nn.Sequential(nn.LazyBatchNorm2d(), nn.ReLU()), "it does not know its size yet"),
-    "another activation": (lambda: nn.Sequential(nn.BatchNorm2d(C), nn.SiLU()), "SiLU is not fused"),
+    "another activation": (lambda: nn.Sequential(nn.BatchNorm2d(C), nn.Mish()), "Mish is not fused"),
+    "another threshold": (lambda: nn.Sequential(nn.BatchNorm2d(C), nn.Softplus(1.0, 8.0)), "Softplus is not fused"),
     "negative ELU": (lambda: nn.Sequential(nn.BatchNorm2d(C), nn.ELU(-0.5)), "ELU is not fused"),
     "negative ELU, a function": (lambda: Adds(lambda y, x: F.elu(y, -0.5)), "elu is not fused"),
-    "a function": (lambda: Adds(lambda y, x: y.tanh()), "tanh is not fused"),
+    "a function": (lambda: Adds(lambda y, x: y.sin()), "sin is not fused"),
+    "a computed parameter": (lambda: Adds(lambda y, x: F.leaky_relu(y, x.shape[0])), "leaky_relu is not fused"),
     "final": (lambda: Final(nn.BatchNorm2d(C), nn.ReLU()), "Final cannot be subclassed: Final is final"),
     "star arguments": (lambda: StarArguments(nn.BatchNorm2d(C), nn.ReLU()), "its forward takes *inputs"),
     "in place": (InPlaceIntoOther, "the addition writes into its other operand"),
@@ -1266,6 +1314,56 @@ def test_the_report_names_every_batch_norm():
     assert "TraceError" in reasons(model)["4.norm"]
 
 
+def convolution_rows(model: nn.Module) -> dict[str, str]:
+    return {row.name: row.fused for row in fastnn.fusion_report(model) if row.class_name == "Conv2d"}
+
+
+def test_activated_convolutions():
+    want = {
+        "features.0": "conv + relu",
+        "features.2": "conv + gelu",
+        "conv1": "conv + silu",
+        "conv2": "conv + sigmoid",
+        "conv3": "conv + leaky_relu",
+    }
+    model = fastnn.fuse(Convolutions())
+    assert convolution_rows(model) == want
+    assert set(reasons(model).values()) == {"not before fastnn.convert makes it fastnn's"}
+    fastnn.convert(model)
+    assert convolution_rows(model) == want
+    assert set(reasons(model).values()) == {""}
+    fastnn.unfuse(model)
+    assert set(convolution_rows(model).values()) == {""}
+
+
+def test_what_of_convolutions_is_not_fused():
+    models = {
+        "it has hooks": nn.Sequential(nn.Conv2d(C, C, 1), nn.ReLU()),
+        "it is called 2 times": SharedConvolution(),
+        "something may be written in place before what follows it": ConvolutionWrittenBetween(),
+    }
+    models["it has hooks"][0].register_forward_hook(lambda *_: None)
+    for reason, model in models.items():
+        (row,) = fastnn.fusion_report(fastnn.fuse(model, recompute=False))
+        assert (row.fused, row.reason) == ("", reason)
+    for other in (nn.Conv2d(C, C, 1), nn.LeakyReLU(-0.5)), (nn.ConvTranspose2d(C, C, 1), nn.Mish()):
+        assert len(fastnn.fusion_report(fastnn.fuse(nn.Sequential(*other)))) == 0
+
+
+def test_an_activated_convolution_is_one_op():
+    model = fastnn.convert(fastnn.fuse(nn.Sequential(nn.Conv2d(C, C, 3), nn.ReLU())))
+    x = image(torch.float32)
+    y = model(x)
+    assert y.grad_fn.name() == "FastnnConvolutionBackward"
+    model[1] = nn.SiLU()
+    assert model(x).grad_fn.name() == "FastnnActivationBackward"
+    model[1] = nn.Mish()
+    assert "Mish" in model(x).grad_fn.name()
+    model[1] = nn.ReLU()
+    model[1].register_forward_hook(lambda *_: None)
+    assert "Relu" in model(x).grad_fn.name()
+
+
 def test_the_report_prints_as_a_table():
     text = str(fastnn.fusion_report(fastnn.fuse(nn.Sequential(nn.BatchNorm2d(C), nn.ReLU(), nn.BatchNorm2d(C)))))
     assert text.splitlines() == [
@@ -1273,7 +1371,7 @@ def test_the_report_prints_as_a_table():
         "-----  -----------  ----------------------  ----------------------",
         "0      BatchNorm2d  batch_norm + relu",
         "2      BatchNorm2d  recomputed in backward  its output is returned",
-        "2 of 2 batch norms are fused; their outputs are made again in backward",
+        "2 of 2 batch norms and activated convolutions are fused; their outputs are made again in backward",
     ]
 
 
@@ -1282,4 +1380,4 @@ def test_rich_draws_the_report():
     console.print(fastnn.fusion_report(fastnn.fuse(nn.Sequential(nn.BatchNorm2d(C), nn.ReLU()))))
     text = console.export_text()
     assert "batch_norm + relu" in text
-    assert "1 of 1 batch norms are fused" in text
+    assert "1 of 1 batch norms and activated convolutions are fused" in text

@@ -71,6 +71,15 @@ def norm_eval(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = Non
     return F.batch_norm(x, mean, mean + 1.5, weight, bias, training=False)
 
 
+def norm_silu(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.batch_norm_add_relu(x, residual, None, None, weight, bias, training=True, activation="silu")
+
+
+def norm_softplus_eval(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    mean = torch.linspace(-1, 1, x.shape[1]).to(x)
+    return F.batch_norm_relu(x, mean, mean + 1.5, weight, bias, activation="softplus")
+
+
 def group_affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, 2, weight, bias)
 
@@ -196,6 +205,9 @@ CHECKS = [
     Check("instance-3d", F.instance_norm, ((2, 3, 4),)),
     Check("response-4d", F.local_response_norm, ((2, 5, 2, 2),), {"size": 3, "alpha": 0.5}, quick=True),
     Check("response-even", F.local_response_norm, ((1, 5, 3),), {"size": 4, "alpha": 0.5, "beta": 0.6}),
+    Check("activation", F.activation, ((3, 4), (3, 4)), {"activation": "gelu"}, quick=True),
+    Check("norm-silu", norm_silu, ((2, 3, 4), (2, 3, 4), (3,), (3,))),
+    Check("norm-softplus-eval", norm_softplus_eval, ((2, 3, 4), (3,), (3,))),
     Check("maxout", F.maxout, ((2, 6, 3),), {"pieces": 3}, quick=True),
     Check("cell-no_bias", cell, CELL),
     Check("cell-bias", cell, (*CELL, (8,), (8,)), quick=True),

@@ -7,7 +7,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from op_tester import check_values_and_gradients
 
+from fastnn.testing.activation_cases import ALPHAS, NAMES
 from fastnn.testing.cases import (
+    ActivationCase,
     BatchNormCase,
     Conv2dCase,
     GroupNormCase,
@@ -146,6 +148,19 @@ def maxout_cases(draw: st.DrawFn) -> MaxoutCase:
 
 
 @st.composite
+def activation_cases(draw: st.DrawFn) -> ActivationCase:
+    name = draw(st.sampled_from(NAMES))
+    return ActivationCase(
+        id="drawn",
+        shape=tuple(draw(st.lists(small(0, 20), max_size=4))),
+        activation=name,
+        alpha=draw(st.floats(0.1, 4.0)) if name in ALPHAS else 0.0,
+        residual=draw(st.booleans()),
+        scale=draw(st.sampled_from([0.01, 1.0, 10.0])),
+    )
+
+
+@st.composite
 def cell_cases(draw: st.DrawFn) -> LstmCellCase:
     return LstmCellCase(
         id="drawn",
@@ -184,6 +199,11 @@ def test_group_norm(case, dtype, layout):
 
 @given(response_cases(), DTYPES, LAYOUTS)
 def test_local_response_norm(case, dtype, layout):
+    check_values_and_gradients(case, dtype, layout, CPU)
+
+
+@given(activation_cases(), DTYPES, LAYOUTS)
+def test_activation(case, dtype, layout):
     check_values_and_gradients(case, dtype, layout, CPU)
 
 

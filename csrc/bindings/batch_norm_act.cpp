@@ -70,35 +70,35 @@ Six batch_norm_act_forward(const at::Tensor& input, const OptionalTensor& residu
 
 // With what forward returned.
 BatchNormEpilogue saved_epilogue(const char* op, const at::Tensor& scale, const at::Tensor& shift,
-                                 const at::Tensor& mask, const OptionalTensor& output, StringView activation,
+                                 const at::Tensor& mask, const OptionalTensor& residual, StringView activation,
                                  double alpha) {
   BatchNormEpilogue e = epilogue_of(op, activation, alpha);
   e.scale = scale;
   e.shift = shift;
   if (mask.numel() > 0) e.mask = mask;
-  e.output = value_or_undefined(output);
+  e.residual = value_or_undefined(residual);
   return e;
 }
 
 Four batch_norm_act_backward(const at::Tensor& grad_output, const at::Tensor& input,
                              const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& invstd,
                              const at::Tensor& scale, const at::Tensor& shift, const at::Tensor& mask,
-                             const OptionalTensor& output, bool training, StringView activation, double alpha,
+                             const OptionalTensor& residual, bool training, StringView activation, double alpha,
                              std::array<bool, 4> output_mask) {
   static constexpr const char* kOp = "batch_norm_act_backward";
-  const auto r =
-      run_batch_norm_backward(kOp, grad_output, input, weight, mean, invstd, training,
-                              saved_epilogue(kOp, scale, shift, mask, output, activation, alpha), output_mask);
+  const auto r = run_batch_norm_backward(kOp, grad_output, input, weight, mean, invstd, training,
+                                         saved_epilogue(kOp, scale, shift, mask, residual, activation, alpha),
+                                         output_mask);
   return {r.input, r.weight, r.bias, r.residual};
 }
 
 at::Tensor batch_norm_act_gradient(const at::Tensor& grad_output, const at::Tensor& input,
                                    const at::Tensor& mean, const at::Tensor& scale, const at::Tensor& shift,
-                                   const at::Tensor& mask, const OptionalTensor& output, StringView activation,
-                                   double alpha) {
+                                   const at::Tensor& mask, const OptionalTensor& residual,
+                                   StringView activation, double alpha) {
   static constexpr const char* kOp = "batch_norm_act_gradient";
   return run_batch_norm_apply(kOp, grad_output, input, mean,
-                              saved_epilogue(kOp, scale, shift, mask, output, activation, alpha));
+                              saved_epilogue(kOp, scale, shift, mask, residual, activation, alpha));
 }
 
 at::Tensor batch_norm_act_apply(const at::Tensor& input, const OptionalTensor& residual, const at::Tensor& mean,
@@ -159,10 +159,15 @@ const auto& plain_double_backward_op() {
 
 // ---- autograd ----------------------------------------------------------------------------------------------
 
+// Whether the derivative asks for the sign of z alone.
+bool rectifies(StringView activation) {
+  return activation_of("batch_norm_act", activation, 1).kind == Activation::kRectify;
+}
+
 // What a forward knows of its call, for its derivatives.
 struct Call {
   at::Tensor input;
-  OptionalTensor weight, bias, output;
+  OptionalTensor residual, weight, bias;  // residual: where it is read
   at::Tensor mean, invstd, scale, shift, mask;
   bool training;
   double eps;
@@ -184,18 +189,20 @@ struct Call {
     return z.to(input.scalar_type());
   }
 
-  // gradient * act'(z), differentiable. ELU alone has a second derivative; its formula is torch's own.
+  // gradient * act'(z), differentiable.
   at::Tensor times_derivative(const at::Tensor& gradient) const {
     if (identity()) return gradient;
-    if (activation != "elu")
-      return gradient_op().call(gradient, input, mean, scale, shift, mask, output, activation, alpha);
-    return at::elu_backward(gradient, alpha, 1, 1, output.has_value(),
-                            output.has_value() ? *output : normalised());
+    if (rectifies(activation))
+      return gradient_op().call(gradient, input, mean, scale, shift, mask, {}, activation, alpha);
+    const at::Tensor z = sum_of(normalised(), value_or_undefined(residual));
+    const bool from_output = derives_from_output(activation_of("batch_norm_act", activation, alpha).kind);
+    return activation_backward_op().call(
+        gradient, from_output ? activation_op().call(z, {}, activation, alpha) : z, {}, activation, alpha);
   }
 };
 
 struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
-  SavedVariable input, weight, bias, mean, invstd, scale, shift, mask, output;
+  SavedVariable input, residual, weight, bias, mean, invstd, scale, shift, mask;
   bool training = false;
   double eps = 0, alpha = 0;
   std::string activation;
@@ -207,9 +214,9 @@ struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
     const bool wanted[] = {task_should_compute_output(0), task_should_compute_output(1),
                            task_should_compute_output(2), task_should_compute_output(3)};
     const Call call{input.unpack(),
+                    some(residual.unpack()),
                     some(weight.unpack()),
                     some(bias.unpack()),
-                    some(output.unpack(getptr())),
                     mean.unpack(),
                     invstd.unpack(),
                     scale.unpack(),
@@ -220,7 +227,8 @@ struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
                     activation,
                     alpha};
     at::Tensor grad_input, grad_residual, grad_weight, grad_bias;
-    if (call.identity() || at::GradMode::is_enabled() || any_tangent(grads[0], call.input, call.weight)) {
+    if (call.identity() || at::GradMode::is_enabled() ||
+        any_tangent(grads[0], call.input, call.residual, call.weight)) {
       grad_residual = call.times_derivative(grads[0]);
       if (wanted[0] || wanted[2] || wanted[3]) {
         std::tie(grad_input, grad_weight, grad_bias) =
@@ -230,7 +238,7 @@ struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
     } else {
       std::tie(grad_input, grad_weight, grad_bias, grad_residual) = backward_op().call(
           grads[0], call.input, call.weight, call.mean, call.invstd, call.scale, call.shift, call.mask,
-          call.output, training, activation, alpha, {wanted[0], wanted[2], wanted[3], wanted[1]});
+          call.residual, training, activation, alpha, {wanted[0], wanted[2], wanted[3], wanted[1]});
     }
     result[0] = if_wanted(wanted[0], grad_input);
     result[1] = if_wanted(wanted[1], grad_residual);
@@ -239,7 +247,7 @@ struct BatchNormActNode final : Node {  // of (input, residual, weight, bias)
     return result;
   }
   void release_variables() override {
-    for (SavedVariable* v : {&input, &weight, &bias, &mean, &invstd, &scale, &shift, &mask, &output})
+    for (SavedVariable* v : {&input, &residual, &weight, &bias, &mean, &invstd, &scale, &shift, &mask})
       v->reset_data();
   }
 };
@@ -266,19 +274,20 @@ Six batch_norm_act_forward_autograd(c10::DispatchKeySet keys, const at::Tensor& 
     }
   }
   const auto& [output, mean, invstd, scale, shift, mask] = result;
-  // What is needed of ELU's z when there is a residual.
-  const bool reads_output = activation == "elu" && residual.has_value();
+  const bool curved = !rectifies(activation);  // z is needed again, and of it the residual
   if (node) {
     torch::autograd::set_history(output, node);
     node->input = save(input);
     node->weight = save(weight);
-    if (activation == "elu") node->bias = save(bias);
+    if (curved) {
+      node->bias = save(bias);
+      node->residual = save(residual);
+    }
     node->mean = save(mean);
     node->invstd = save(invstd);
     node->scale = save(scale);
     node->shift = save(shift);
     node->mask = save(mask);
-    if (reads_output) node->output = SavedVariable(output, /*is_output=*/true);
     node->training = training;
     node->eps = eps;
     node->alpha = alpha;
@@ -292,9 +301,18 @@ Six batch_norm_act_forward_autograd(c10::DispatchKeySet keys, const at::Tensor& 
                                                       {true, false, false}));
     }
     if (has_tangent(residual)) z = sum_of(z, *tangent(residual));
-    const Call call{primal(input), primal(weight), primal(bias), reads_output ? some(output) : OptionalTensor(),
-                    mean,          invstd,         scale,        shift,
-                    mask,          training,       eps,          std::string(activation),
+    const Call call{primal(input),
+                    curved ? primal(residual) : OptionalTensor(),
+                    primal(weight),
+                    primal(bias),
+                    mean,
+                    invstd,
+                    scale,
+                    shift,
+                    mask,
+                    training,
+                    eps,
+                    std::string(activation),
                     alpha};
     set_tangent(output, call.times_derivative(z));
   }
@@ -302,7 +320,7 @@ Six batch_norm_act_forward_autograd(c10::DispatchKeySet keys, const at::Tensor& 
 }
 
 struct BatchNormActGradientNode final : Node {  // of (grad_output)
-  SavedVariable input, mean, scale, shift, mask, output;
+  SavedVariable input, residual, mean, scale, shift, mask;
   std::string activation;
   double alpha = 0;
   std::string name() const override { return "FastnnBatchNormActGradientBackward"; }
@@ -310,28 +328,28 @@ struct BatchNormActGradientNode final : Node {  // of (grad_output)
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!grads[0].defined()) return variable_list(1);
     return {gradient_op().call(grads[0], input.unpack(), mean.unpack(), scale.unpack(), shift.unpack(),
-                               mask.unpack(), some(output.unpack()), activation, alpha)};
+                               mask.unpack(), some(residual.unpack()), activation, alpha)};
   }
   void release_variables() override {
-    for (SavedVariable* v : {&input, &mean, &scale, &shift, &mask, &output}) v->reset_data();
+    for (SavedVariable* v : {&input, &residual, &mean, &scale, &shift, &mask}) v->reset_data();
   }
 };
 
 at::Tensor batch_norm_act_gradient_autograd(c10::DispatchKeySet keys, const at::Tensor& grad_output,
                                             const at::Tensor& input, const at::Tensor& mean,
                                             const at::Tensor& scale, const at::Tensor& shift,
-                                            const at::Tensor& mask, const OptionalTensor& output,
+                                            const at::Tensor& mask, const OptionalTensor& residual,
                                             StringView activation, double alpha) {
   const auto node = make_node<BatchNormActGradientNode>(grad_output);
   at::Tensor result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result = gradient_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input, mean, scale, shift,
-                                      mask, output, activation, alpha);
+                                      mask, residual, activation, alpha);
   }
-  // Where it is linear, z matters only through its sign.
-  if (activation == "elu") {
-    forbid_derivative("batch_norm_act_gradient with ELU", {result}, input, output);
+  // Of a rectifier z matters only through its sign.
+  if (!rectifies(activation)) {
+    forbid_derivative("batch_norm_act_gradient with a curved activation", {result}, input, residual);
   }
   if (node && !result.requires_grad()) {
     node->input = save(input.detach());
@@ -339,14 +357,14 @@ at::Tensor batch_norm_act_gradient_autograd(c10::DispatchKeySet keys, const at::
     node->scale = save(scale);
     node->shift = save(shift);
     node->mask = save(mask);
-    node->output = save(output.has_value() ? some(output->detach()) : output);
+    node->residual = save(residual.has_value() ? some(residual->detach()) : residual);
     node->activation = std::string(activation);
     node->alpha = alpha;
     torch::autograd::set_history(result, node);
   }
   if (has_tangent(grad_output)) {
     set_tangent(result, gradient_op().call(tangent(grad_output), primal(input), mean, scale, shift, mask,
-                                           primal(output), activation, alpha));
+                                           primal(residual), activation, alpha));
   }
   return result;
 }
@@ -355,18 +373,18 @@ Four batch_norm_act_backward_autograd(c10::DispatchKeySet keys, const at::Tensor
                                       const at::Tensor& input, const OptionalTensor& weight,
                                       const at::Tensor& mean, const at::Tensor& invstd, const at::Tensor& scale,
                                       const at::Tensor& shift, const at::Tensor& mask,
-                                      const OptionalTensor& output, bool training, StringView activation,
+                                      const OptionalTensor& residual, bool training, StringView activation,
                                       double alpha, std::array<bool, 4> output_mask) {
   Four result;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
     result =
         backward_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input, weight, mean, invstd,
-                                 scale, shift, mask, output, training, activation, alpha, output_mask);
+                                 scale, shift, mask, residual, training, activation, alpha, output_mask);
   }
   const auto& [grad_input, grad_weight, grad_bias, grad_residual] = result;
   forbid_derivative("batch_norm_act_backward", {grad_input, grad_weight, grad_bias, grad_residual}, grad_output,
-                    input, weight, output);
+                    input, weight, residual);
   return result;
 }
 
@@ -421,12 +439,12 @@ TORCH_LIBRARY_FRAGMENT(fastnn, m) {
       "-> (Tensor output, Tensor mean, Tensor invstd, Tensor scale, Tensor shift, Tensor mask)");
   m.def(
       "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor mean, Tensor invstd, "
-      "Tensor scale, Tensor shift, Tensor mask, Tensor? output, bool training, str activation, float alpha, "
+      "Tensor scale, Tensor shift, Tensor mask, Tensor? residual, bool training, str activation, float alpha, "
       "bool[4] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
   m.def(
       "batch_norm_act_gradient(Tensor grad_output, Tensor input, Tensor mean, Tensor scale, Tensor shift, "
-      "Tensor mask, Tensor? output, str activation, float alpha) -> Tensor");
+      "Tensor mask, Tensor? residual, str activation, float alpha) -> Tensor");
   m.def(
       "batch_norm_act_apply(Tensor input, Tensor? residual, Tensor mean, Tensor scale, Tensor shift, "
       "str activation, float alpha) -> Tensor");

@@ -49,17 +49,12 @@ at::TensorOptions param_options(const at::Tensor& x, const OptionalTensor& weigh
 
 BatchNormActivation BatchNormEpilogue::parameters(const char* op, const BatchNormForm& form,
                                                   const at::Tensor& x, BackendCall& call, bool forward,
-                                                  std::array<at::Tensor, 2>& hold) const {
-  BatchNormActivation a{kind, alpha, nullptr, nullptr, nullptr, nullptr, nullptr};
+                                                  at::Tensor& hold) const {
+  BatchNormActivation a{kind, alpha, nullptr, nullptr, nullptr, nullptr};
   if (residual.defined()) {
     check_like_input(op, "residual", residual, x);
-    hold[0] = residual.contiguous(form.format);
-    a.residual = call.data(hold[0]);
-  }
-  if (output.defined()) {
-    check_like_input(op, "output", output, x);
-    hold[1] = output.contiguous(form.format);
-    a.y = call.data(hold[1]);
+    hold = residual.contiguous(form.format);
+    a.residual = call.data(hold);
   }
   // Kernels read through pointers that they write through in forward.
   const auto point = [&](const at::Tensor& t) {
@@ -143,7 +138,7 @@ BatchNormResult run_batch_norm_forward(const char* op, const at::Tensor& input,
                               ? static_cast<int64_t*>(call.mutable_data(*num_batches_tracked))
                               : nullptr;
   p.skip_nonfinite = skip_nonfinite_stats;
-  std::array<at::Tensor, 2> hold;
+  at::Tensor hold;
   p.activation = epilogue.parameters(op, form, input, call, /*forward=*/true, hold);
   p.y = call.output(output);
   p.mean = call.output(mean);
@@ -187,7 +182,7 @@ BatchNormGradients run_batch_norm_backward(const char* op, const at::Tensor& gra
   p.weight = call.data(w);
   p.mean = call.data(mean);
   p.invstd = call.data(invstd);
-  std::array<at::Tensor, 2> hold;
+  at::Tensor hold;
   p.activation = epilogue.parameters(op, form, input, call, /*forward=*/false, hold);
   p.grad_x = output_mask[0] ? call.output(grad_input) : nullptr;
   p.grad_weight = output_mask[1] ? call.output(grad_weight) : nullptr;
@@ -211,7 +206,7 @@ at::Tensor run_batch_norm_apply(const char* op, const at::Tensor& grad_output, c
   if (input.numel() == 0) return out;
   const at::Tensor x = input.contiguous(form.format);
   const at::Tensor g = grad_output.defined() ? grad_output.contiguous(form.format) : grad_output;
-  std::array<at::Tensor, 2> hold;
+  at::Tensor hold;
   p.activation = epilogue.parameters(op, form, input, call, /*forward=*/false, hold);
   p.grad_y = call.data(g);
   p.x = call.data(x);

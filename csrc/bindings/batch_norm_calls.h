@@ -45,11 +45,11 @@ struct BatchNormArguments {
 struct BatchNormEpilogue {
   Activation kind = Activation::kNone;
   double alpha = 0;
-  at::Tensor residual, scale, shift, mask, output;
+  at::Tensor residual, scale, shift, mask;
 
   // Checks the tensors and points to them; `hold` keeps what had to be copied.
   BatchNormActivation parameters(const char* op, const BatchNormForm& form, const at::Tensor& x,
-                                 BackendCall& call, bool forward, std::array<at::Tensor, 2>& hold) const;
+                                 BackendCall& call, bool forward, at::Tensor& hold) const;
 };
 
 struct BatchNormResult {

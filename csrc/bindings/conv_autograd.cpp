@@ -1,7 +1,7 @@
 // Convolution: autograd of the ops that are free of rank, which are each other's derivatives.
 //
-// An activation of convolution is undone first, from its output: y' is a function of y for those that there
-// are.
+// An activation of convolution is undone first, from its output where y' is a function of y. Where it is not, z
+// has to be kept, and where gradients are wanted the activation is an op of its own.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -42,15 +42,6 @@ at::Tensor along_channels(const at::Tensor& values, SymIntArrayRef size) {
   std::vector<SymInt> ones(size.size(), 1);
   ones[1] = size[1];
   return values.view_symint(ones).expand_symint(size);
-}
-
-// gradient * act'(z), of y = act(z). The formulas are torch's own, which are differentiable.
-at::Tensor times_derivative(const at::Tensor& gradient, const at::Tensor& y, StringView activation,
-                            double alpha) {
-  if (activation == "relu") return at::threshold_backward(gradient, y, 0);
-  if (activation == "leaky_relu") return at::leaky_relu_backward(gradient, y, alpha, /*self_is_result=*/true);
-  if (activation == "elu") return at::elu_backward(gradient, alpha, 1, 1, /*is_result=*/true, y);
-  return gradient;
 }
 
 // Each method is one of the ops for fixed options.
@@ -96,9 +87,10 @@ struct ConvolutionNode final : BilinearNode<Convolver> {
     const std::lock_guard<std::mutex> lock(mutex_);
     variable_list result(3);
     if (!grads[0].defined()) return result;
-    const at::Tensor g = activation == kIdentity
-                             ? grads[0]
-                             : times_derivative(grads[0], output.unpack(getptr()), activation, alpha);
+    const at::Tensor g =
+        activation == kIdentity
+            ? grads[0]
+            : activation_backward_op().call(grads[0], output.unpack(getptr()), {}, activation, alpha);
     if (task_should_compute_output(0)) result[0] = map.grad_input(g, second.unpack(), first_form);
     if (task_should_compute_output(1)) result[1] = map.grad_weight(first.unpack(), g, second_form);
     if (task_should_compute_output(2)) result[2] = map.grad_bias(g);
@@ -119,7 +111,10 @@ at::Tensor convolution_autograd(c10::DispatchKeySet keys, const at::Tensor& inpu
                                 const OptionalTensor& bias, IntArrayRef stride, IntArrayRef padding,
                                 IntArrayRef dilation, int64_t groups, StringView activation, double alpha) {
   const auto node = make_node<ConvolutionNode>(input, weight, bias);
+  const bool tangents = any_tangent(input, weight, bias);
   const Convolver conv{options_of(stride, padding, dilation, groups)};
+  if ((node || tangents) && !derives_from_output(activation_of("convolution", activation, alpha, true).kind))
+    return activation_op().call(conv.forward(input, weight, bias), {}, activation, alpha);
   if (node) {
     node->map = conv;
     node->keep(input, weight);
@@ -132,17 +127,17 @@ at::Tensor convolution_autograd(c10::DispatchKeySet keys, const at::Tensor& inpu
     output = convolution_op().redispatch(keys & c10::after_autograd_keyset, input, weight, bias, stride,
                                          padding, dilation, groups, activation, alpha);
   }
-  if (node) {
-    torch::autograd::set_history(output, node);
-    if (activation != kIdentity) node->output = SavedVariable(output, /*is_output=*/true);
-  }
-  if (any_tangent(input, weight, bias)) {
+  if (node) torch::autograd::set_history(output, node);
+  if (tangents) {
     at::Tensor t;
     if (has_tangent(input)) t = conv.forward(tangent(input), primal(weight));
     if (has_tangent(weight)) t = sum_of(t, conv.forward(primal(input), tangent(weight)));
     if (has_tangent(bias)) t = sum_of(t, along_channels(tangent(*bias), output.sym_sizes()));
-    set_tangent(output, times_derivative(t, primal(output), activation, alpha));
+    if (activation != kIdentity) t = activation_backward_op().call(t, primal(output), {}, activation, alpha);
+    set_tangent(output, t);
   }
+  // Behind the tangent, which a saved tensor has only if it was there before.
+  if (node && activation != kIdentity) node->output = SavedVariable(output, /*is_output=*/true);
   return output;
 }
 

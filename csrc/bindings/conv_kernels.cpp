@@ -2,7 +2,6 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "activation.h"
 #include "backend.h"
 #include "conv_choice.h"
 #include "conv_ops.h"
@@ -110,11 +109,7 @@ void check_grad_output(const char* op, const at::Tensor& grad_output, const Conv
 }
 
 ConvActivation conv_activation(const char* op, StringView name, double alpha) {
-  const NamedActivation named = activation_of(op, name, alpha);
-  TORCH_CHECK_VALUE(named.alpha >= 0, op,
-                    ": alpha must be at least 0, from whose output backward tells what "
-                    "was positive, but got alpha=",
-                    alpha);
+  const NamedActivation named = activation_of(op, name, alpha, /*from_output=*/true);
   return {named.identity() ? Activation::kNone : named.kind, named.alpha};
 }
 

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "../ops/conv.h"
+#include "activation.h"
 #include "autograd.h"
 #include "tensors.h"
 
@@ -20,8 +21,6 @@ using c10::IntArrayRef;
 using c10::SymInt;
 using c10::SymIntArrayRef;
 using StringView = std::string_view;
-
-inline constexpr StringView kIdentity = "identity";
 
 // The ops that users call, of one rank and of torch's arguments.
 using ConvBySize = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, IntArrayRef,

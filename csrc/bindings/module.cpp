@@ -7,6 +7,7 @@ namespace py = pybind11;
 using namespace fastnn::bindings;
 
 PYBIND11_MODULE(_C, m) {
+  export_activation(m);
   export_conv(m);
   export_conv_transpose(m);
   export_locally_connected(m);

@@ -13,6 +13,7 @@ struct IntList : c10::SmallVector<int64_t, 3> {
   using c10::SmallVector<int64_t, 3>::SmallVector;
 };
 
+void export_activation(pybind11::module_& m);
 void export_conv(pybind11::module_& m);
 void export_conv_transpose(pybind11::module_& m);
 void export_locally_connected(pybind11::module_& m);

@@ -4,8 +4,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../ops/activation.h"
+#include "../ops/activation_math.h"
 #include "vec_convert.h"
+#include "vec_math.h"
 
 namespace fastnn::FASTNN_BACKEND {
 
@@ -83,23 +84,45 @@ class PositiveLanes {
 #endif
 };
 
-// alpha * (exp(z) - 1), and its derivative. Not inlined: the exponential is a call in any case, and this would
-// stand in every loop of every pass.
 template <typename acc_t>
-__attribute__((noinline)) Vec<acc_t> elu_below(const Vec<acc_t>& z, acc_t alpha) {
-  return z.expm1() * Vec<acc_t>(alpha);
+struct ActivationMath : VectorMath<acc_t> {
+  using V = Vec<acc_t>;
+  static V exp(const V& x) { return exp_of_negative(x); }
+  static V expm1(const V& x) { return x.expm1(); }
+  static V log1p(const V& x) { return x.log1p(); }
+  static V erf(const V& x) { return x.erf(); }
+  static V if_positive(const V& x, const V& a, const V& b) { return PositiveLanes<acc_t>::of(x).select(a, b); }
+};
+
+// Activations that are more than a choice of factors. Not inlined: these would stand in every loop of every
+// pass, and cost more than a call.
+template <typename acc_t>
+__attribute__((noinline)) Vec<acc_t> curved_value(Activation kind, acc_t alpha, const Vec<acc_t>& z) {
+  return activation_value<ActivationMath<acc_t>>(kind, alpha, z);
 }
 template <typename acc_t>
-__attribute__((noinline)) Vec<acc_t> elu_slope_below(const Vec<acc_t>& z, acc_t alpha) {
-  return z.exp() * Vec<acc_t>(alpha);
+__attribute__((noinline)) Vec<acc_t> curved_gradient(Activation kind, acc_t alpha, const Vec<acc_t>& gradient,
+                                                     const Vec<acc_t>& kept) {
+  return activation_gradient<ActivationMath<acc_t>>(kind, alpha, gradient, kept);
+}
+template <typename acc_t>
+__attribute__((noinline)) Vec<acc_t> curved_gradient_at(Activation kind, acc_t alpha,
+                                                        const Vec<acc_t>& gradient, const Vec<acc_t>& z) {
+  return activation_gradient_at<ActivationMath<acc_t>>(kind, alpha, gradient, z);
+}
+
+// gy where z is positive, else the slope there times it.
+template <typename acc_t>
+inline __attribute__((always_inline)) Vec<acc_t> rectified(const Vec<acc_t>& gy,
+                                                           const PositiveLanes<acc_t>& positive, acc_t alpha) {
+  return positive.select(gy, alpha == 0 ? Vec<acc_t>(0) : gy * Vec<acc_t>(alpha));
 }
 
 template <typename acc_t>
 inline __attribute__((always_inline)) Vec<acc_t> activation_of(const Vec<acc_t>& z,
-                                                               const PositiveLanes<acc_t>& positive, bool elu,
-                                                               acc_t alpha) {
-  if (elu) return positive.select(z, elu_below(z, alpha));
-  return positive.select(z, alpha == 0 ? Vec<acc_t>(0) : z * Vec<acc_t>(alpha));
+                                                               const PositiveLanes<acc_t>& positive,
+                                                               Activation kind, acc_t alpha) {
+  return kind == Activation::kRectify ? rectified(z, positive, alpha) : curved_value(kind, alpha, z);
 }
 
 }  // namespace fastnn::FASTNN_BACKEND

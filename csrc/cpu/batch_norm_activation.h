@@ -87,13 +87,13 @@ struct Activated : NoActivation<scalar_t> {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
 
-  bool elu;
+  Activation kind;
   const scalar_t* residual;
   MaskBits<acc_t> mask;
   acc_t alpha;
 
   Activated(const Plan& plan, const BatchNormActivation& a)
-      : elu(a.kind == Activation::kElu),
+      : kind(a.kind),
         residual(static_cast<const scalar_t*>(a.residual)),
         mask(plan, static_cast<uint8_t*>(a.mask)),
         alpha(static_cast<acc_t>(a.alpha)) {}
@@ -102,26 +102,26 @@ struct Activated : NoActivation<scalar_t> {
     if (residual != nullptr) z = z + load_acc(residual + at, count);
     const auto positive = PositiveLanes<acc_t>::of(z);
     if (mask) mask.store(at, count, positive.bits());
-    return activation_of(z, positive, elu, alpha);
+    return activation_of(z, positive, kind, alpha);
   }
 };
 
-// Backward: grad_y * y', from bits, from y, or from d = x - mean.
+// Backward: grad_y * y', from bits, or from d = x - mean and the residual.
 template <typename scalar_t>
 struct ActivationGradient : NoActivation<scalar_t> {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
 
-  bool elu;
-  const scalar_t* y;
+  Activation kind;
+  const scalar_t* residual;
   MaskBits<acc_t> mask;
   const acc_t *scale, *shift;
   acc_t alpha;
   int64_t c0 = 0;  // values are counted from this channel on
 
   ActivationGradient(const Plan& plan, const BatchNormActivation& a)
-      : elu(a.kind == Activation::kElu),
-        y(static_cast<const scalar_t*>(a.y)),
+      : kind(a.kind),
+        residual(static_cast<const scalar_t*>(a.residual)),
         mask(plan, static_cast<uint8_t*>(a.mask)),
         scale(static_cast<const acc_t*>(a.scale)),
         shift(static_cast<const acc_t*>(a.shift)),
@@ -145,18 +145,11 @@ struct ActivationGradient : NoActivation<scalar_t> {
 
   __attribute__((always_inline)) V gradient(const V& gy, const V& d, int64_t at, int64_t count,
                                             const Channel& k) const {
-    if (mask) {
-      const auto positive = PositiveLanes<acc_t>::of_bits(mask.load(c0 + at, count));
-      return positive.select(gy, alpha == 0 ? V(0) : gy * V(alpha));
-    }
-    if (y != nullptr) {
-      const V value = load_acc(y + c0 + at, count);
-      return PositiveLanes<acc_t>::of(value).select(gy, gy * (value + V(alpha)));
-    }
-    const V z = at::vec::fmadd(d, k.scale, k.shift);
-    const auto positive = PositiveLanes<acc_t>::of(z);
-    if (elu) return positive.select(gy, gy * elu_slope_below(z, alpha));
-    return positive.select(gy, alpha == 0 ? V(0) : gy * V(alpha));
+    if (mask) return rectified(gy, PositiveLanes<acc_t>::of_bits(mask.load(c0 + at, count)), alpha);
+    V z = at::vec::fmadd(d, k.scale, k.shift);
+    if (residual != nullptr) z = z + load_acc(residual + c0 + at, count);
+    if (kind == Activation::kRectify) return rectified(gy, PositiveLanes<acc_t>::of(z), alpha);
+    return curved_gradient_at(kind, alpha, gy, z);
   }
 };
 

@@ -1,5 +1,5 @@
-// A convolution's activation, of results that a task has just written and caches still hold: a load, two or
-// three instructions and a store for each vector of them, beside hundreds of multiply-adds.
+// A convolution's activation, of results that a task has just written and caches still hold: a load, two to
+// thirty instructions and a store for each vector of them, beside hundreds of multiply-adds.
 #pragma once
 
 #include <algorithm>
@@ -67,7 +67,7 @@ class ConvActivator {
 
  private:
   Vec<acc_t> value(const Vec<acc_t>& z) const {
-    return activation_of(z, PositiveLanes<acc_t>::of(z), kind_ == Activation::kElu, alpha_);
+    return activation_of(z, PositiveLanes<acc_t>::of(z), kind_, alpha_);
   }
 
   Activation kind_ = Activation::kNone;

@@ -13,8 +13,10 @@
 #include <cstdint>
 
 #include "../ops/recurrence.h"
+#include "../ops/recurrent_cell_math.h"
+#include "lstm_cell_pointwise.h"
 #include "matrix_tile.h"
-#include "recurrent_cell_vectors.h"
+#include "vec_math.h"
 
 namespace fastnn::FASTNN_BACKEND::recurrence {
 

@@ -8,10 +8,11 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../ops/recurrent_cell_math.h"
 #include "dispatch.h"
 #include "parallel.h"
-#include "recurrent_cell_vectors.h"
 #include "vec_convert.h"
+#include "vec_math.h"
 
 namespace fastnn::FASTNN_BACKEND {
 

@@ -44,13 +44,13 @@ struct MaskBits {
   }
 };
 
-// grad_y * y' of an element, from what there is: bits, y or x.
+// grad_y * y' of an element, from bits, or from x and the residual.
 template <typename scalar_t>
 struct ActivationGradient {
   using acc_t = acc_type<scalar_t>;
   ActivationOf<scalar_t> act;
   MaskBits<scalar_t> mask;
-  bool has_y;
+  bool has_residual;
   const acc_t* scale;
   const acc_t* shift;
 
@@ -61,7 +61,7 @@ struct ActivationGradient {
   explicit ActivationGradient(const BatchNormActivation& a)
       : act(a.kind, a.alpha),
         mask{static_cast<uint8_t*>(a.mask)},
-        has_y(a.y != nullptr),
+        has_residual(a.residual != nullptr),
         scale(static_cast<const acc_t*>(a.scale)),
         shift(static_cast<const acc_t*>(a.shift)) {}
 
@@ -73,10 +73,12 @@ struct ActivationGradient {
     return mask.bytes != nullptr ? mask.template load<kVec>(i) : 0;
   }
 
-  __device__ __forceinline__ acc_t operator()(const Channel& k, acc_t gy, acc_t x, acc_t y, bool bit) const {
-    if (mask.bytes != nullptr) return act.gradient(gy, bit, false, acc_t(0));
-    const acc_t seen = has_y ? y : multiply_add(x - k.mean, k.scale, k.shift);
-    return act.gradient(gy, act.positive(seen), has_y, seen);
+  __device__ __forceinline__ acc_t operator()(const Channel& k, acc_t gy, acc_t x, acc_t residual,
+                                              bool bit) const {
+    if (mask.bytes != nullptr) return act.rectified(gy, bit);
+    acc_t z = multiply_add(x - k.mean, k.scale, k.shift);
+    if (has_residual) z += residual;
+    return act.gradient_at(gy, z);
   }
 };
 

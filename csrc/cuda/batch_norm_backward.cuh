@@ -2,7 +2,7 @@
 //
 //   training     two sums of each channel, then the map: one launch where a channel stays on the chip, else
 //                three (channels_held.cuh, channels_two_pass.cuh). grad_y and x are read once or twice, grad_x
-//                written; and where an activation followed, a bit an element or its output read as often, and
+//                written; and where an activation followed, a bit an element or the residual read as often, and
 //                the residual's gradient written.
 //   evaluation   the map of grad_y alone, and the sums where the parameters' gradients are wanted.
 //
@@ -48,7 +48,7 @@ struct BackwardSums : SumsOp<scalar_t, 2, 2> {
   }
 };
 
-// The same of grad_y * y' for grad_y; inputs grad_y, x and, for some activations, y.
+// The same of grad_y * y' for grad_y; inputs grad_y, x and, where there are no bits, the residual.
 template <typename scalar_t_>
 struct ActivatedBackwardSums {
   using scalar_t = scalar_t_;
@@ -159,7 +159,7 @@ struct GradXEvaluation {
   }
 };
 
-// Inputs grad_y, x, y; outputs grad_x, grad_residual.
+// Inputs grad_y, x, residual; outputs grad_x, grad_residual.
 template <typename scalar_t_>
 struct ActivatedGradX {
   using scalar_t = scalar_t_;
@@ -201,7 +201,7 @@ struct ActivatedGradX {
   }
 };
 
-// grad_y * y' alone; inputs grad_y, x, y.
+// grad_y * y' alone; inputs grad_y, x, residual.
 template <typename scalar_t_>
 struct ActivationGradientMap {
   using scalar_t = scalar_t_;
@@ -249,10 +249,10 @@ auto with_backward(const BatchNormBackwardParams& p, const F& f) {
     return f(BackwardSums<scalar_t>{{{grad_y, x}, mean, invstd}},
              GradX<scalar_t>{{grad_y, x}, {grad_x}, mean, invstd, coefficients});
   }
-  const auto* y = static_cast<const scalar_t*>(p.activation.y);
+  const auto* residual = static_cast<const scalar_t*>(p.activation.residual);
   const ActivationGradient<scalar_t> gradient(p.activation);
-  return f(ActivatedBackwardSums<scalar_t>{{grad_y, x, y}, mean, invstd, gradient},
-           ActivatedGradX<scalar_t>{{grad_y, x, y},
+  return f(ActivatedBackwardSums<scalar_t>{{grad_y, x, residual}, mean, invstd, gradient},
+           ActivatedGradX<scalar_t>{{grad_y, x, residual},
                                     {grad_x, static_cast<scalar_t*>(p.grad_residual)},
                                     p.training && grad_x != nullptr,
                                     mean,
@@ -313,7 +313,7 @@ template <typename scalar_t>
 Status activation_gradient(const BatchNormApplyParams& p, const ChannelShape& shape, Stream stream) {
   const ActivationGradientMap<scalar_t> op{
       {static_cast<const scalar_t*>(p.grad_y), static_cast<const scalar_t*>(p.x),
-       static_cast<const scalar_t*>(p.activation.y)},
+       static_cast<const scalar_t*>(p.activation.residual)},
       {static_cast<scalar_t*>(p.out)},
       static_cast<const acc_type<scalar_t>*>(p.mean),
       ActivationGradient<scalar_t>(p.activation)};

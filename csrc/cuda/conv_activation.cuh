@@ -11,10 +11,15 @@
 namespace fastnn::cuda {
 namespace {
 
+// Whether it costs a call.
+__device__ __forceinline__ bool is_curved(const ConvActivation& activation) {
+  return activation.kind != Activation::kNone && activation.kind != Activation::kRectify;
+}
+
 template <typename scalar_t>
 __device__ __forceinline__ scalar_t activated(const ConvActivation& activation, scalar_t z) {
   if (activation.kind == Activation::kNone) return z;
-  return from_acc<scalar_t>(ActivationOf<scalar_t>(activation.kind, activation.alpha).value(to_acc(z)));
+  return from_acc<scalar_t>(ActivationOf<scalar_t>(activation.kind, activation.alpha).value_by_call(to_acc(z)));
 }
 
 template <typename scalar_t, int kVec>

@@ -140,6 +140,27 @@ __device__ __forceinline__ void write_activated(scalar_t* p, bool aligned, const
   store_vec(p, activated(activation, vec), aligned);
 }
 
+// The same in two parts, for kernels whose sums fill the registers, so that a call among them would have to
+// spill some: curved activations are applied to what is stored, when the sums are spent.
+template <int kVec, typename scalar_t, typename acc_t>
+__device__ __forceinline__ void write_rectified(scalar_t* p, bool aligned, const ConvActivation& activation,
+                                                const acc_t (&values)[kVec]) {
+  const ActivationOf<scalar_t> act(activation.kind, activation.alpha);
+  Vec<scalar_t, kVec> vec;
+#pragma unroll
+  for (int k = 0; k < kVec; ++k) {
+    vec.v[k] = from_acc<scalar_t>(values[k]);
+    if (activation.kind != Activation::kRectify) continue;
+    const acc_t z = to_acc(vec.v[k]);
+    vec.v[k] = from_acc<scalar_t>(act.rectified(z, act.positive(z)));
+  }
+  store_vec(p, vec, aligned);
+}
+template <int kVec, typename scalar_t>
+__device__ __forceinline__ void activate_stored(scalar_t* p, bool aligned, const ConvActivation& activation) {
+  store_vec(p, activated(activation, load_vec<kVec>(p, aligned)), aligned);
+}
+
 // Tensors of a launch.
 struct DepthwiseOperands {
   const void* source;

@@ -133,9 +133,17 @@ __global__ void __launch_bounds__(kChannelsThreads, channels_blocks<Window>())
         if (!in_range(column_begin + i, columns.results)) continue;
 #pragma unroll
         for (int k = 0; k < kVec; ++k) sums[r][i][k] += start[k];
-        write_activated<kVec>(line + (column_begin + i) * c.result_strides[3], result_aligned, c.activation,
+        write_rectified<kVec>(line + (column_begin + i) * c.result_strides[3], result_aligned, c.activation,
                               sums[r][i]);
       }
+    }
+    if (!is_curved(c.activation)) continue;
+#pragma unroll 1
+    for (int at = 0; at < kRows * kColumns; ++at) {
+      const int row = row_begin + at / kColumns, column = column_begin + at % kColumns;
+      if (!in_range(row, rows.results) || !in_range(column, columns.results)) continue;
+      activate_stored<kVec>(result + row * c.result_strides[2] + column * c.result_strides[3], result_aligned,
+                            c.activation);
     }
   }
 }

@@ -86,7 +86,7 @@ __device__ __forceinline__ void write_out(const ConvGemm& p, const ClassView& vi
 #pragma unroll 1
       for (int e = threadIdx.x; e < lines * length; e += Tile::kThreads) {
         scalar_t& z = tile[e / length * pitch + e % length];
-        z = from_acc<scalar_t>(activation.value(to_acc(z)));
+        z = from_acc<scalar_t>(activation.value_by_call(to_acc(z)));
       }
       __syncthreads();
     }

@@ -18,6 +18,8 @@
 
 #include "emulator.h"
 
+#define FASTNN_NOINLINE __attribute__((noinline))
+
 #else
 
 #include <cuda.h>
@@ -27,6 +29,8 @@
 
 #include <atomic>
 
+// Of a device function that is called, not copied to where it is called.
+#define FASTNN_NOINLINE __noinline__
 // T name[count] in shared memory, uninitialised; count is a constant.
 #define FASTNN_SHARED(T, name, count) __shared__ T name[count]
 // T* name: the block's dynamic shared memory, aligned to 16 bytes, or to `alignment` where copies by a tensor

@@ -2,6 +2,7 @@
 // and one for the CUDA kernels under the emulator where a test loads it.
 #pragma once
 
+#include "activation.h"
 #include "average_pool.h"
 #include "batch_norm.h"
 #include "conv.h"
@@ -16,6 +17,8 @@
 
 // Every op with no workspace of its own: X(name, Params); with one: W(name, Params).
 #define FASTNN_FOR_EACH_OP(X, W)                                                \
+  X(activation_forward, ActivationForwardParams)                                \
+  X(activation_backward, ActivationBackwardParams)                              \
   W(conv_forward, ConvForwardParams)                                            \
   W(conv_grad_input, ConvGradInputParams)                                       \
   W(conv_grad_weight, ConvGradWeightParams)                                     \

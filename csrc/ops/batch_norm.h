@@ -10,11 +10,10 @@
 // An activation may follow in the same pass, and before it a sum with a second tensor:
 //
 //   z = (x - mean) * scale + shift [+ residual],  scale = weight * invstd,  shift = bias
-//   y = z where z > 0 or NaN, else alpha * z (kRectify) or alpha * (exp(z) - 1) (kElu)
+//   y = act(z), see activation.h
 //
 // Backward needs y' alone. Without a residual it finds z again, to the bit, from x, which it reads anyway, and
-// nothing is kept for it. With one, forward leaves a bit for each value (kRectify), or y is read (kElu, whose
-// y' is y + alpha where z <= 0).
+// nothing is kept for it. With one, forward leaves a bit for each value (kRectify), or the residual is read too.
 #pragma once
 
 #include <cstdint>
@@ -35,14 +34,13 @@ struct BatchNormShape {
 struct BatchNormActivation {
   Activation kind;
   double alpha;
-  const void* residual;  // like x; null for none. Forward, and what finds z again, alone
+  const void* residual;  // like x; null for none. Backward reads it where it has no mask
   // By channel, of the accumulation type. Forward writes them where they are not null, the others read them.
   void* scale;
   void* shift;
   // batch_norm_mask_bytes(): a bit for each value, set where z > 0 or NaN, in an order of the backend's own.
-  // Forward writes it where it is not null; backward finds z from x, or reads y, where it is null.
+  // Forward writes it where it is not null; backward finds z again where it is null.
   void* mask;
-  const void* y;  // backward of kElu with a residual; else null
 };
 
 // Bytes of a mask: each run of S values, or of C, may begin at a byte of its own, and the last of them may be

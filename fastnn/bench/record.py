@@ -30,6 +30,8 @@ OPS = (
     "group_norm",
     "local_response_norm",
     "maxout",
+    "activation",
+    "conv2d_act",
     "lstm_cell",
     "lstm",
     "gru",

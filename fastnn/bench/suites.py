@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastnn.bench.activations import Activated, ConvActivated
 from fastnn.bench.convolutions import convolutions
 from fastnn.bench.layers import Average, Conv, Cost, Layer, Linear, Norm, NormReLU, Pool
 from fastnn.bench.networks import NETWORKS
@@ -25,16 +26,17 @@ SUITES = {
     "average": "average, L2 and adaptive pooling: overlapping and not, global",
     "norm": "batch norm: large and small planes, rows without planes, evaluation",
     "sample_norm": "group, instance and local response norm; maxout",
+    "activation": "activations behind a sum and behind a convolution, against torch's operations one after the other",
     "fused": "batch norm with a ReLU, and with a residual before it, against torch's layers one after the other",
     "models": "whole networks: inference and a training step",
 }
 DEFAULT = (
     *("resnet50", "mobilenet_v2", "lenet5", "digits"),
-    *("conv", "lstm", "pool", "average", "norm", "sample_norm", "fused", "models"),
+    *("conv", "lstm", "pool", "average", "norm", "sample_norm", "activation", "fused", "models"),
 )
 QUICK = ("resnet50", "mobilenet_v2", "lenet5", "lstm", "norm", "models")
 # tf32 is a way to multiply matrices: the others have none.
-TF32_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "lstm_cell", "lstm", "gru", "rnn", "network")
+TF32_OPS = ("conv1d", "conv2d", "conv2d_act", "conv3d", "conv_transpose", "lstm_cell", "lstm", "gru", "rnn", "network")
 
 
 class Row(NamedTuple):
@@ -235,6 +237,26 @@ def _sample_norm(batch: int) -> list[Layer]:
     ]
 
 
+def _activation(batch: int) -> list[Layer]:
+    pointwise = [
+        Activated(batch, *size, activation=activation, residual=residual)
+        for size in ((64, 56, 56), (256, 14, 14))
+        for activation, residual in (
+            ("relu", True),
+            ("elu", False),
+            ("sigmoid", False),
+            ("gelu", False),
+            ("silu", True),
+        )
+    ]
+    convolved = [
+        ConvActivated(batch, c, h, h, k, r, r, 1, r // 2, 1, True, False, activation)
+        for c, h, k, r in ((64, 56, 64, 3), (256, 14, 64, 1))
+        for activation in ("relu", "tanh", "silu")
+    ]
+    return pointwise + convolved
+
+
 def _fused(batch: int) -> list[Layer]:
     sizes = ((64, 112, 112), (256, 56, 56), (256, 14, 14), (2048, 7, 7))
     return [NormReLU(batch, *size, residual=residual) for residual in (False, True) for size in sizes]
@@ -251,6 +273,7 @@ _BY_HAND = {
     "average": _average,
     "norm": _norm,
     "sample_norm": _sample_norm,
+    "activation": _activation,
     "fused": _fused,
     "models": _models,
 }

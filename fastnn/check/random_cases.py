@@ -13,9 +13,11 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from fastnn.testing.activation_cases import ALPHAS, NAMES
 from fastnn.testing.cases import (
     PRECISE,
     WIDE_RANGE,
+    ActivationCase,
     BatchNormCase,
     Case,
     Conv2dCase,
@@ -180,6 +182,25 @@ def _max_pool2d(random: Random) -> Drawn:
         "return_indices": random.random() < 0.5,
     }
     return MaxPool2dCase, work, options | _values(random, "ties", "nonfinite", "minus_inf", "integers", "huge")
+
+
+def _activation(random: Random) -> Drawn:
+    shape = tuple(
+        random.choice((0, _size(random, 129))) if random.random() < 0.05 else _size(random, 129)
+        for _ in range(random.randint(0, 3))
+    )
+    if math.prod(shape) > LARGEST_TENSOR:
+        return None
+    name = random.choice(NAMES)
+    options = {
+        "shape": shape,
+        "activation": name,
+        "alpha": 10.0 ** random.uniform(-1, 1) if name in ALPHAS else 0.0,
+        "residual": random.random() < 0.4,
+        "scale": random.choice((0.1, 1.0, 2.0, 8.0)),
+    }
+    # Infinite sums are what no one defines.
+    return ActivationCase, math.prod(shape), options | ({} if options["residual"] else _values(random, "nonfinite"))
 
 
 def _maxout(random: Random) -> Drawn:
@@ -360,6 +381,7 @@ _DRAW: dict[str, Callable[[Random], Drawn]] = {
     "conv_transpose3d": partial(_conv, ConvTranspose3dCase, 3),
     "locally_connected1d": partial(_locally_connected, LocallyConnected1dCase, 1),
     "locally_connected2d": partial(_locally_connected, LocallyConnected2dCase, 2),
+    "activation": _activation,
     "max_pool2d": _max_pool2d,
     "pooling": _pooling,
     "maxout": _maxout,

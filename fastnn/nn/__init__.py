@@ -48,6 +48,7 @@ from fastnn.nn.conv import (
     LazyConvTranspose2d,
     LazyConvTranspose3d,
 )
+from fastnn.nn.conv_act import ConvAct1d, ConvAct2d, ConvAct3d, ConvBNAct1d, ConvBNAct2d, ConvBNAct3d
 from fastnn.nn.locally_connected import LocallyConnected1d, LocallyConnected2d
 from fastnn.nn.normalisation import (
     GroupNorm,
@@ -152,6 +153,12 @@ ADDED: tuple[type[torch.nn.Module], ...] = (
     BatchNormReLU1d,
     BatchNormReLU2d,
     BatchNormReLU3d,
+    ConvAct1d,
+    ConvAct2d,
+    ConvAct3d,
+    ConvBNAct1d,
+    ConvBNAct2d,
+    ConvBNAct3d,
     LocallyConnected1d,
     LocallyConnected2d,
     MUT1,
@@ -182,6 +189,7 @@ class _TorchSubmodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             "activation",
             "batchnorm",
             "conv",
+            "conv_act",
             "locally_connected",
             "normalisation",
             "pooling",

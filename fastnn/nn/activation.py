@@ -8,6 +8,17 @@ from torch import Tensor
 from fastnn import functional
 
 
+def check_activation(activation: str) -> None:
+    """Raises ValueError for what is none of ``functional.ACTIVATIONS``."""
+    if activation not in functional.ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(functional.ACTIVATIONS)}, but got {activation!r}")
+
+
+def activation_repr(activation: str, alpha: float | None) -> str:
+    """Both as a layer prints them behind its own arguments."""
+    return f", activation={activation}{'' if alpha is None else f', alpha={alpha}'}"
+
+
 class Maxout(torch.nn.Module):
     """Maximum over pieces of the channels, :func:`fastnn.functional.maxout`; torch has no such layer.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnn import functional
+from fastnn.nn.activation import activation_repr, check_activation
 
 
 class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
@@ -108,7 +109,7 @@ class _Activated(_BatchNormForward):
 
     Args:
         num_features: C, and the rest as the layer without an activation takes it.
-        activation: ``"relu"``, ``"leaky_relu"``, ``"elu"`` or ``"identity"``.
+        activation: one of those of :func:`fastnn.functional.activation`.
         alpha: the activation's parameter; None for torch's default.
 
     Raises:
@@ -118,16 +119,14 @@ class _Activated(_BatchNormForward):
     def __init__(
         self, num_features: int, *args: Any, activation: str = "relu", alpha: float | None = None, **kwargs: Any
     ) -> None:
-        if activation not in functional.ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(functional.ACTIVATIONS)}, but got {activation!r}")
+        check_activation(activation)
         super().__init__(num_features, *args, **kwargs)
         self.activation = activation
         self.alpha = alpha
 
     def extra_repr(self) -> str:
         """The arguments, as torch prints them."""
-        alpha = "" if self.alpha is None else f", alpha={self.alpha}"
-        return f"{super().extra_repr()}, activation={self.activation}{alpha}"
+        return super().extra_repr() + activation_repr(self.activation, self.alpha)
 
 
 class _WithActivation(_Activated):

@@ -17,35 +17,43 @@ def _padded(layer: torch.nn.modules.conv._ConvNd, input: Tensor) -> tuple[Tensor
     return torch.nn.functional.pad(input, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
 
 
+_FUNCTIONS = ("conv1d", "conv2d", "conv3d")
+
+
 def convolve(
-    layer: torch.nn.Conv2d,
+    layer: torch.nn.modules.conv._ConvNd,
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     activation: str = "identity",
     alpha: float | None = None,
 ) -> Tensor:
-    """:func:`fastnn.functional.conv2d_relu` with a layer's options, and weights that need not be its own."""
+    """The function of a layer's rank with its options, weights that need not be its own, and an activation."""
     input, padding = _padded(layer, input)
+    function = _FUNCTIONS[len(layer.kernel_size) - 1]
     options = (layer.stride, padding, layer.dilation, layer.groups)
     if activation == "identity":
-        return functional.conv2d(input, weight, bias, *options)
-    return functional.conv2d_relu(input, weight, bias, *options, activation=activation, alpha=alpha)
+        return getattr(functional, function)(input, weight, bias, *options)
+    activated = getattr(functional, f"{function}_relu")
+    return activated(input, weight, bias, *options, activation=activation, alpha=alpha)
 
 
-class Conv1d(torch.nn.Conv1d):
+class _Convolution(torch.nn.modules.conv._ConvNd):
+    """The one method that the three layers replace."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolve(self, input, weight, bias)
+
+
+class Conv1d(_Convolution, torch.nn.Conv1d):
     """``torch.nn.Conv1d`` computed by :func:`fastnn.functional.conv1d`; see :class:`Conv2d`.
 
     Shape:
         ``[N, C, L]`` or ``[C, L]`` to ``[N, K, P]`` or ``[K, P]``.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        input, padding = _padded(self, input)
-        return functional.conv1d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
-
-class Conv2d(torch.nn.Conv2d):
+class Conv2d(_Convolution, torch.nn.Conv2d):
     """``torch.nn.Conv2d`` computed by :func:`fastnn.functional.conv2d`.
 
     Arguments, parameters, ``state_dict`` and errors are torch's. Every ``padding_mode`` is taken; those other
@@ -55,20 +63,13 @@ class Conv2d(torch.nn.Conv2d):
         ``[N, C, H, W]`` or ``[C, H, W]`` to ``[N, K, P, Q]`` or ``[K, P, Q]``.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolve(self, input, weight, bias)
 
-
-class Conv3d(torch.nn.Conv3d):
+class Conv3d(_Convolution, torch.nn.Conv3d):
     """``torch.nn.Conv3d`` computed by :func:`fastnn.functional.conv3d`; see :class:`Conv2d`.
 
     Shape:
         ``[N, C, D, H, W]`` or ``[C, D, H, W]`` to ``[N, K, O, P, Q]`` or ``[K, O, P, Q]``.
     """
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        input, padding = _padded(self, input)
-        return functional.conv3d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class _Transposed(torch.nn.modules.conv._ConvTransposeNd):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .activation_bounds import expected_activation
 from .bounded import Bounded, Expected, repeated_terms, tf32_products
 from .cases import (
+    ActivationCase,
     BatchNormCase,
     Case,
     ConvCase,
@@ -39,6 +41,7 @@ def expected(case: Case, inputs: dict[str, Tensor], cotangents: list[Tensor | No
         values in float64 on the CPU with their bounds.
     """
     oracles = {
+        ActivationCase: expected_activation,
         ConvTransposeCase: expected_conv_transpose,
         LocallyConnectedCase: expected_locally_connected,
         ConvCase: expected_convolution,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastnn.testing import reference
+from fastnn.testing.activation_cases import ACTIVATION, ActivationCase
 from fastnn.testing.case import ALL_DTYPES, LAYOUTS, PRECISE, WIDE_RANGE, Case, draw, generator_for, lay_out
 from fastnn.testing.cell_cases import LSTM_CELL, LstmCellCase
 from fastnn.testing.convolution_cases import CONV2D, CONVOLUTIONS, Conv2dCase, ConvCase
@@ -29,6 +30,7 @@ from fastnn.testing.normalisation_cases import (
 from fastnn.testing.pooling_cases import MAX_POOL2D, MAXOUT, POOLING, MaxoutCase, MaxPool2dCase, PoolingCase
 
 __all__ = [
+    "ACTIVATION",
     "ALL_DTYPES",
     "BATCH_NORM",
     "BATCH_NORM_ACTIVATED",
@@ -46,6 +48,7 @@ __all__ = [
     "PRECISE",
     "TORCH",
     "WIDE_RANGE",
+    "ActivationCase",
     "BatchNormCase",
     "Case",
     "Conv2dCase",
@@ -75,11 +78,21 @@ def _torch_activated_sum(input: Tensor, residual: Tensor, *arguments: Any, **opt
 
 
 def _torch_activation(z: Tensor, activation: str, alpha: float) -> Tensor:
-    if activation == "leaky_relu":
-        return torch.nn.functional.leaky_relu(z, alpha)
-    if activation == "elu":
-        return torch.nn.functional.elu(z, alpha)
-    return z.relu() if activation == "relu" else z
+    functions = {
+        "leaky_relu": lambda: torch.nn.functional.leaky_relu(z, alpha),
+        "elu": lambda: torch.nn.functional.elu(z, alpha),
+        "softplus": lambda: torch.nn.functional.softplus(z, alpha),
+        "hard_sigmoid": lambda: torch.nn.functional.hardsigmoid(z),
+        "gelu": lambda: torch.nn.functional.gelu(z),
+        "gelu_tanh": lambda: torch.nn.functional.gelu(z, approximate="tanh"),
+        "silu": lambda: torch.nn.functional.silu(z),
+        "identity": lambda: z,
+    }
+    return functions[activation]() if activation in functions else getattr(z, activation)()
+
+
+def _torch_pointwise(input: Tensor, residual: Tensor | None, *, activation: str, alpha: float) -> Tensor:
+    return _torch_activation(input if residual is None else input + residual, activation, alpha)
 
 
 def _torch_maxout(input: Tensor, pieces: int, pieces_first: bool) -> Tensor:
@@ -102,6 +115,7 @@ TORCH = SimpleNamespace(
         for kind in ("conv", "conv_transpose")
         for rank in (1, 2, 3)
     },
+    activation=_torch_pointwise,
     max_pool2d=torch.nn.functional.max_pool2d,
     maxout=_torch_maxout,
     batch_norm=torch.nn.functional.batch_norm,
@@ -122,6 +136,7 @@ TORCH = SimpleNamespace(
 CASES: dict[str, tuple[Case, ...]] = {
     "conv2d": CONV2D,
     **CONVOLUTIONS,
+    "activation": ACTIVATION,
     "max_pool2d": MAX_POOL2D,
     "maxout": MAXOUT,
     "pooling": POOLING,

@@ -8,27 +8,9 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .activation_bounds import activated
 from .bounded import FUNCTION_ERROR, Arithmetic, Bounded, Expected, growth
 from .normalisation_cases import BatchNormCase, GroupNormCase, InstanceNormCase, LocalResponseNormCase
-
-
-def _activated(case: BatchNormCase, z: Bounded, arithmetic: Arithmetic) -> tuple[Bounded, Bounded]:
-    """What an activation gives, and its slope. Both its branches are 0 at 0, and steeper than their bound nowhere."""
-    u, steepest = z.u, max(1.0, abs(case.alpha))
-    value = reference.activation(z.value, case.activation, case.alpha)
-    y = Bounded(value, steepest * z.error + FUNCTION_ERROR * u * value.abs(), u)
-    if case.activation == "identity":
-        return y, Bounded.exact(torch.ones_like(value), u)
-    below = {"relu": torch.zeros_like(value), "leaky_relu": torch.full_like(value, case.alpha)}
-    slope_below = below.get(case.activation, value + case.alpha)
-    slope = torch.where(z.value <= 0, slope_below, 1.0)
-    error = torch.where(z.value <= 0, u * slope_below.abs(), 0.0)  # alpha is rounded
-    if case.activation == "elu":
-        # alpha exp(z), or the output as it is stored and alpha.
-        error = torch.where(z.value <= 0, y.stored(arithmetic).error + (FUNCTION_ERROR + 2) * u * steepest, 0.0)
-    # Which branch it is, is not known nearer to 0 than z is.
-    jump = (1 - slope_below).abs().clamp(min=abs(1 - case.alpha))
-    return y, Bounded(slope, torch.where(z.value.abs() <= z.error, jump, error), u)
 
 
 def _moments(x: Bounded, axes: list[int], shape: list[int], count: int) -> tuple[Bounded, Bounded]:
@@ -163,7 +145,7 @@ def expected_batch_norm(case: BatchNormCase, inputs, cotangents, originals) -> E
     if case.residual:
         y = y + inputs["residual"]
     if case.activation is not None:
-        y, slope = _activated(case, y, arithmetic)
+        y, slope = activated(case.activation, case.alpha, y, arithmetic, from_output=False)
         exact_grad = exact_grad * slope
     result.outputs.append(y.stored(arithmetic))
     if case.residual:

@@ -229,6 +229,11 @@ BATCH_NORM_ACTIVATED = (
     _norm("add_leaky", (3, 17, 4, 6), activation="leaky_relu", alpha=0.1, residual=True, small=True),
     _norm("add_elu", (3, 5, 4, 6), activation="elu", alpha=1.0, residual=True, small=True),
     _norm("add_elu_eval", (3, 5, 4, 6), activation="elu", alpha=0.7, residual=True, training=False, small=True),
+    _norm("gelu", (3, 5, 4, 6), activation="gelu", small=True),
+    _norm("softplus_eval", (3, 5, 4, 7), activation="softplus", alpha=1.5, training=False, small=True),
+    _norm("add_silu", (3, 17, 4, 6), activation="silu", residual=True, small=True),
+    _norm("add_hard_sigmoid", (3, 5, 4, 6), activation="hard_sigmoid", residual=True, small=True),
+    _norm("add_gelu_tanh_eval", (3, 5, 4, 6), activation="gelu_tanh", residual=True, training=False, small=True),
     _norm("add", (3, 5, 4, 6), activation="identity", alpha=1.0, residual=True, small=True),
     _norm("add_eval", (3, 5, 4, 6), activation="identity", alpha=1.0, residual=True, training=False, small=True),
 )

@@ -292,15 +292,30 @@ def batch_norm(
 
 
 def activation(z: Tensor, name: str, alpha: float) -> Tensor:
-    """The activations that may follow :func:`batch_norm`.
+    """The activations of :func:`fastnn.functional.activation`, by their definitions.
 
     Args:
         z: any shape.
-        name: ``relu``, ``leaky_relu`` (Maas et al. 2013), ``elu`` (Clevert et al. 2016) or ``identity``.
-        alpha: ``negative_slope`` of the second, ``alpha`` of the third.
+        name: ``relu``, ``leaky_relu`` (Maas et al. 2013), ``elu`` (Clevert et al. 2016), ``softplus``, ``sigmoid``,
+            ``tanh``, ``hard_sigmoid``, ``gelu`` and ``gelu_tanh`` (Hendrycks and Gimpel 2016), ``silu`` or
+            ``identity``.
+        alpha: ``negative_slope`` of ``leaky_relu``, ``alpha`` of ``elu``, ``beta`` of ``softplus``.
     """
     if name == "identity":
         return z
+    if name in ("sigmoid", "tanh"):
+        return getattr(z, name)()
+    if name == "hard_sigmoid":
+        return (z + 3).clamp(0, 6) / 6
+    if name == "silu":
+        return z * z.sigmoid()
+    if name == "gelu":
+        return 0.5 * z * (1 + (z * 0.5**0.5).erf())
+    if name == "gelu_tanh":
+        return 0.5 * z * (1 + ((2 / math.pi) ** 0.5 * (z + 0.044715 * z**3)).tanh())
+    if name == "softplus":
+        t = alpha * z
+        return torch.where(t > 20, z, (t.clamp(min=0) + (-t.abs()).exp().log1p()) / alpha)
     # Where z is not below 0, what stands for it in the other branch must have a derivative that is finite.
     below = torch.where(z <= 0, z, 0.0)
     others = {"relu": torch.zeros_like(z), "leaky_relu": alpha * below, "elu": alpha * below.expm1()}

@@ -133,6 +133,9 @@ def oracle(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         functions = {ConvTransposeCase: reference.conv_transpose, LocallyConnectedCase: reference.locally_connected}
         function = next((f for kind, f in functions.items() if isinstance(case, kind)), reference.convolution)
         return (function(inputs["input"], inputs["weight"], inputs.get("bias"), **case.options),)
+    if case.op == "activation":
+        z = inputs["input"] + inputs["residual"] if case.residual else inputs["input"]
+        return (reference.activation(z, case.activation, case.alpha),)
     if case.op == "max_pool2d":
         return reference.max_pool2d(inputs["input"], **case.options)[:1]
     if case.op == "pooling":
