@@ -63,6 +63,16 @@ struct Affine {
         });
   }
 
+  // The same of a few, where it takes longer to share them out among runs than to walk them.
+  template <bool kAroundCache>
+  void short_run(int64_t c, int64_t at, int64_t end) const {
+    const Affine self = *this;
+    const Coefficients k = of_channel(c);
+    for_each_vector<acc_t>(at, end, [=](int64_t j, int64_t count) __attribute__((always_inline)) {
+      self.template put<kAroundCache>(j, count, k);
+    });
+  }
+
   // Rows [begin, end) of C channels.
   template <bool kAroundCache>
   void rows(int64_t C, int64_t begin, int64_t end) const {

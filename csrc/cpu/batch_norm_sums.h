@@ -247,6 +247,15 @@ inline void sum_planes(const Plan& plan, const Terms& terms, int64_t i, int64_t 
                        const F& f) {
   using V = typename Terms::V;
   const ChunkOfChannel chunk(plan, i);
+  if (plan.planes == 1) {
+    // Apart: vectors begin as zeros, and those of kMostPlanes take longer than a small plane.
+    V sums[Terms::kSums];
+    for (int64_t n = chunk.n; n < chunk.n + chunk.rows; ++n) {
+      const int64_t at = (n * plan.C + c_begin) * plan.S + chunk.s;
+      sum_run(terms, terms.broadcast(c_begin), at, at + chunk.length, sums);
+    }
+    return f(c_begin, sums);
+  }
   V sums[kMostPlanes][Terms::kSums];
   for (int64_t c = 0; c < c_end - c_begin; ++c) {
     for (V& sum : sums[c]) sum = V(0);

@@ -32,6 +32,12 @@ using namespace bn;
 
 enum class Direction { kForward, kBackward };
 
+// Channels of planes so small that a channel's sums wait for each other longer than they take: kStreams
+// channels are added up side by side.
+constexpr int64_t kSmallPlaneBytes = 2048;
+// A task's share of a tensor that L2 holds beside those of two others.
+constexpr int64_t kCachedBytes = 256 * 1024;
+
 // How a tensor is cut into tasks.
 template <typename acc_t>
 struct Tasks {
@@ -49,7 +55,12 @@ struct Tasks {
         channels(rows ? s.C : s.group_channels()),
         groups(rows ? s.G : 1),
         sums(Plan::make<acc_t>({rows ? Layout::kChannelsLast : Layout::kChannelsFirst, 1, channels, s.S})),
-        moments(rows ? sums : Plan::make<acc_t>({Layout::kChannelsFirst, 1, 1, s.group_values()})) {}
+        moments(rows ? sums : Plan::make<acc_t>({Layout::kChannelsFirst, 1, 1, s.group_values()})) {
+    if (!sums.rows && sums.C > 1 && s.S * static_cast<int64_t>(sizeof(acc_t)) <= kSmallPlaneBytes)
+      sums.planes = kStreams;
+  }
+
+  bool small_planes() const { return sums.planes == kStreams && !sums.rows; }
 
   int64_t values() const { return channels * shape.S; }  // of a task
   int64_t first(int64_t task) const { return task * values(); }
@@ -152,15 +163,21 @@ void walk_tasks(const Tasks<acc_t>& tasks, const Plan& reduced, Direction direct
 }
 
 // The last pass of units [begin, end): rows, or channels from the last to the first, which the cache still
-// holds.
+// holds. Where it holds all of a task the channels go up, so that what is stored is fetched in time.
 template <typename acc_t, typename Output>
 void apply_units(const Tasks<acc_t>& tasks, const Output& output, bool around_cache, int64_t begin,
                  int64_t end) {
   const auto put = [&](auto around) {
     constexpr bool kAround = decltype(around)::value;
     if (tasks.sums.rows) return output.template rows<kAround>(tasks.channels, begin, end);
-    for (int64_t c = end; c-- > begin;) {
-      output.template run<kAround>(c, c * tasks.sums.S, (c + 1) * tasks.sums.S);
+    const bool up = tasks.values() * static_cast<int64_t>(sizeof(acc_t)) <= kCachedBytes;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t c = up ? i : begin + end - 1 - i, at = c * tasks.sums.S;
+      if (tasks.small_planes()) {
+        output.template short_run<kAround>(c, at, at + tasks.sums.S);
+      } else {
+        output.template run<kAround>(c, at, at + tasks.sums.S);
+      }
     }
   };
   around_cache ? put(std::true_type{}) : put(std::false_type{});
@@ -276,6 +293,35 @@ void group_norm_forward_typed(const GroupNormForwardParams& p) {
   });
 }
 
+// What plane_sums() does of kStreams channels from c on that have one mean, but for the third sum: the first of
+// them has it of all.
+template <typename Terms, typename Work>
+void small_plane_sums(const Work& work, const Terms& terms, int64_t c) {
+  using V = typename Terms::V;
+  using acc_t = typename Terms::acc_t;
+  constexpr int64_t W = V::size();
+  const int64_t S = work.plan.S, whole = S / W * W;
+  const auto k = terms.broadcast(c), last = k.first_lanes(S - whole);
+  V sums[kStreams][Terms::kSums];
+  for (auto& of_run : sums) std::fill(of_run, of_run + Terms::kSums, V(0));
+  for (int64_t j = 0; j < whole; j += W) {
+#pragma GCC unroll 4
+    for (int run = 0; run < kStreams; ++run) terms.template add<false>(sums[run], (c + run) * S + j, W, k);
+  }
+  if (whole < S) {
+#pragma GCC unroll 4
+    for (int run = 0; run < kStreams; ++run)
+      terms.template add<false>(sums[run], (c + run) * S + whole, S - whole, last);
+  }
+  for (int run = 0; run < kStreams; ++run) {
+    work.partial(0, 0)[c + run] = static_cast<double>(sum_lanes<acc_t>(sums[run][0]));
+    work.partial(0, 1)[c + run] = static_cast<double>(sum_lanes<acc_t>(sums[run][1]));
+    work.partial(0, 2)[c + run] = 0;
+  }
+  const V deviations = (sums[0][2] + sums[1][2]) + (sums[2][2] + sums[3][2]);
+  work.partial(0, 2)[c] = static_cast<double>(sum_lanes<acc_t>(deviations));
+}
+
 template <typename scalar_t>
 void group_norm_backward_typed(const GroupNormBackwardParams& p) {
   using acc_t = acc_type<scalar_t>;
@@ -304,6 +350,8 @@ void group_norm_backward_typed(const GroupNormBackwardParams& p) {
         gy + at, x + at, slot.coefficients[0], {}, nullptr};
     if (plan.rows) {
       row_sums(work, terms, i, c_begin, c_end);
+    } else if (tasks.small_planes() && c_end - c_begin == kStreams) {
+      small_plane_sums(work, terms, c_begin);
     } else {
       plane_sums(work, terms, i, c_begin, c_end);
     }
