@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "activation.h"
 #include "cache_hints.h"
@@ -21,11 +22,11 @@ constexpr int64_t kBlock = 4096;
 constexpr int64_t kGrainRectified = 8, kGrainCurved = 2;
 
 // out[i] = f(i, lanes), `lanes` of them at once.
-template <typename scalar_t, typename F>
-void map_elements(scalar_t* out, int64_t count, Activation kind, const F& f) {
+template <Activation kKind, typename scalar_t, typename F>
+void map_elements(scalar_t* out, int64_t count, const F& f) {
   using acc_t = acc_type<scalar_t>;
   const bool streams = streams_lines(out, count);
-  parallel_for((count + kBlock - 1) / kBlock, kind == Activation::kRectify ? kGrainRectified : kGrainCurved,
+  parallel_for((count + kBlock - 1) / kBlock, kKind == Activation::kRectify ? kGrainRectified : kGrainCurved,
                [&](int64_t begin, int64_t end) {
                  const int64_t last = std::min(end * kBlock, count);
                  for_each_vector<acc_t>(begin * kBlock, last,
@@ -50,17 +51,46 @@ inline __attribute__((always_inline)) Vec<acc_type<scalar_t>> sum_at(const scala
   return residual == nullptr ? v : v + load_acc(residual + i, n);
 }
 
+// f(kind) with the kind as a constant, so that its formula stands in the loop: vectors are then computed side
+// by side, which calls would not be.
+template <typename F>
+void with_kind(Activation kind, const F& f) {
+  const auto of = [&](auto constant) { return f(constant); };
+  switch (kind) {
+    case Activation::kNone:
+    case Activation::kRectify:
+      return of(std::integral_constant<Activation, Activation::kRectify>());
+    case Activation::kElu:
+      return of(std::integral_constant<Activation, Activation::kElu>());
+    case Activation::kSoftplus:
+      return of(std::integral_constant<Activation, Activation::kSoftplus>());
+    case Activation::kSigmoid:
+      return of(std::integral_constant<Activation, Activation::kSigmoid>());
+    case Activation::kTanh:
+      return of(std::integral_constant<Activation, Activation::kTanh>());
+    case Activation::kHardSigmoid:
+      return of(std::integral_constant<Activation, Activation::kHardSigmoid>());
+    case Activation::kGelu:
+      return of(std::integral_constant<Activation, Activation::kGelu>());
+    case Activation::kGeluTanh:
+      return of(std::integral_constant<Activation, Activation::kGeluTanh>());
+    case Activation::kSilu:
+      return of(std::integral_constant<Activation, Activation::kSilu>());
+  }
+}
+
 template <typename scalar_t>
 void forward(const ActivationForwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   const auto* const x = static_cast<const scalar_t*>(p.x);
   const auto* const residual = static_cast<const scalar_t*>(p.residual);
   const auto alpha = static_cast<acc_t>(p.alpha);
-  map_elements(static_cast<scalar_t*>(p.y), p.count, p.kind,
-               [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-                 const Vec<acc_t> z = sum_at(x, residual, i, n);
-                 return activation_of(z, PositiveLanes<acc_t>::of(z), p.kind, alpha);
-               });
+  with_kind(p.kind, [&](auto kind) {
+    map_elements<kind()>(
+        static_cast<scalar_t*>(p.y), p.count, [=](int64_t i, int64_t n) __attribute__((always_inline)) {
+          return activation_value<ActivationMath<acc_t>>(kind(), alpha, sum_at(x, residual, i, n));
+        });
+  });
 }
 
 template <typename scalar_t>
@@ -70,12 +100,13 @@ void backward(const ActivationBackwardParams& p) {
   const auto* const kept = static_cast<const scalar_t*>(p.x);
   const auto* const residual = static_cast<const scalar_t*>(p.residual);
   const auto alpha = static_cast<acc_t>(p.alpha);
-  map_elements(static_cast<scalar_t*>(p.grad_x), p.count, p.kind,
-               [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-                 const Vec<acc_t> g = load_acc(gy + i, n), k = sum_at(kept, residual, i, n);
-                 if (p.kind == Activation::kRectify) return rectified(g, PositiveLanes<acc_t>::of(k), alpha);
-                 return curved_gradient(p.kind, alpha, g, k);
-               });
+  with_kind(p.kind, [&](auto kind) {
+    map_elements<kind()>(static_cast<scalar_t*>(p.grad_x), p.count,
+                         [=](int64_t i, int64_t n) __attribute__((always_inline)) {
+                           return activation_gradient<ActivationMath<acc_t>>(kind(), alpha, load_acc(gy + i, n),
+                                                                             sum_at(kept, residual, i, n));
+                         });
+  });
 }
 
 }  // namespace

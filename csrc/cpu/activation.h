@@ -101,11 +101,6 @@ __attribute__((noinline)) Vec<acc_t> curved_value(Activation kind, acc_t alpha, 
   return activation_value<ActivationMath<acc_t>>(kind, alpha, z);
 }
 template <typename acc_t>
-__attribute__((noinline)) Vec<acc_t> curved_gradient(Activation kind, acc_t alpha, const Vec<acc_t>& gradient,
-                                                     const Vec<acc_t>& kept) {
-  return activation_gradient<ActivationMath<acc_t>>(kind, alpha, gradient, kept);
-}
-template <typename acc_t>
 __attribute__((noinline)) Vec<acc_t> curved_gradient_at(Activation kind, acc_t alpha,
                                                         const Vec<acc_t>& gradient, const Vec<acc_t>& z) {
   return activation_gradient_at<ActivationMath<acc_t>>(kind, alpha, gradient, z);
