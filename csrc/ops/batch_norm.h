@@ -13,7 +13,8 @@
 //   y = act(z), see activation.h
 //
 // Backward needs y' alone. Without a residual it finds z again, to the bit, from x, which it reads anyway, and
-// nothing is kept for it. With one, forward leaves a bit for each value (kRectify), or the residual is read too.
+// nothing is kept for it. With one, forward leaves a bit for each value (kRectify), or the residual is read
+// too.
 #pragma once
 
 #include <cstdint>
