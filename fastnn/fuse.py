@@ -29,6 +29,7 @@ from torch.nn.utils import parametrize
 from fastnn import _fused
 from fastnn._fusable import Activation, activation_of, activation_of_call
 from fastnn.convert import Report, _check_module, _layer_class, _set_layer_class
+from fastnn.nn.conv_act import ConvBNAct1d, ConvBNAct2d, ConvBNAct3d
 
 ModuleT = TypeVar("ModuleT", bound=Module)
 
@@ -329,7 +330,7 @@ class _Finder:
     def _fuse_convolution(self, module: Module, nodes: list[fx.Node]) -> list[_Row]:
         """The row of a convolution that an activation follows; none for another."""
         node = nodes[0]
-        chain, reason = self._activated(_Chain(convolution=node))
+        chain, _ = self._activated(_Chain(convolution=node))
         if chain.activation is None:
             return []
         name, alpha = chain.function or activation_of(self._module(chain.activation)) or ("", -1.0)
@@ -507,9 +508,9 @@ def _has_forward(module: Module) -> bool:
 
 
 def _is_container(module: Module) -> bool:
-    """Whether a module's forward is somebody's code that calls others; of torch's own that is Sequential."""
+    """Whether a module's forward is somebody's code that calls others; of torch's and ours that is Sequential."""
     cls = _original(module)
-    own = cls is torch.nn.Sequential or not cls.__module__.startswith("torch.nn.")
+    own = cls is torch.nn.Sequential or not cls.__module__.startswith(("torch.nn.", "fastnn.nn."))
     return own and bool(module._modules) and _has_forward(module) and not isinstance(module, _BatchNorm)
 
 
@@ -850,6 +851,8 @@ def fusion_report(model: Module) -> FusionReport:
     found: dict[Module, tuple[str, str]] = {}
     reasons: dict[Module, str] = {}
     for module, fusion in zip(model.modules(), fusions, strict=True):  # callers come before what they call
+        if isinstance(module, ConvBNAct1d | ConvBNAct2d | ConvBNAct3d):
+            found[module.bn] = (f"batch_norm + {module.activation}, conv folded in evaluation", "")
         plan = fusion if _has_fused_forward(module) else planner.plan(module)
         for row in () if plan is None else plan.rows:
             layer = module.get_submodule(row.target)

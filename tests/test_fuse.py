@@ -1336,6 +1336,22 @@ def test_activated_convolutions():
     assert set(convolution_rows(model).values()) == {""}
 
 
+def test_layers_that_are_fused_by_themselves_are_left_alone_and_reported():
+    model = nn.Sequential(fastnn.nn.ConvBNAct2d(C, C, 3, activation="silu"), nn.Conv2d(C, C, 1), nn.ReLU())
+    before = type(model[0])
+    assert fused_texts(fastnn.fuse(model)) == {
+        "0.bn": "batch_norm + silu, conv folded in evaluation",
+        "1": "conv + relu",
+    }
+    assert type(model[0]) is before
+    model.eval()
+    with torch.no_grad():
+        first = model(image(torch.float32))
+        model[0].bn.weight.data.mul_(2)
+        model.eval()
+        assert not torch.equal(model(image(torch.float32)), first)
+
+
 def test_what_of_convolutions_is_not_fused():
     models = {
         "it has hooks": nn.Sequential(nn.Conv2d(C, C, 1), nn.ReLU()),

@@ -100,7 +100,7 @@ IMPORTS = {
     "fastnn/nn/conv_act.py": ("fastnn._fused", "fastnn.functional", "fastnn.nn"),
     "fastnn/convert.py": ("fastnn.functional", "fastnn.nn"),
     "fastnn/_fused.py": ("fastnn._fusable", "fastnn.functional", "fastnn.nn.batchnorm", "fastnn.nn.conv"),
-    "fastnn/fuse.py": ("fastnn._fusable", "fastnn._fused", "fastnn.convert"),
+    "fastnn/fuse.py": ("fastnn._fusable", "fastnn._fused", "fastnn.convert", "fastnn.nn.conv_act"),
     "fastnn/cli.py": ("fastnn._info", "fastnn._version", "fastnn.bench", "fastnn.check", "fastnn.demo"),
     "fastnn/__main__.py": ("fastnn.cli",),
     "fastnn/testing/emulation.py": ("fastnn._C",),  # switches backends, which no function does

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
@@ -25,6 +28,33 @@ def release_of(nvcc: str) -> str:
     text = subprocess.run([nvcc, "--version"], text=True, capture_output=True, check=True).stdout
     match = re.search(r"release (\d+\.\d+)", text)
     return match[1] if match else "unknown"
+
+
+def digest_of_sources() -> str:
+    """Of everything that nvcc reads of the project: with the same digest and release it makes the same kernels."""
+    digest = hashlib.sha256()
+    for path in sorted([*KERNELS.iterdir(), *(ROOT / "csrc" / "ops").iterdir()]):
+        digest.update(f"{path.relative_to(ROOT).as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_kept(path: Path | None, release: str) -> tuple[dict[str, Any] | None, bool]:
+    """A table that is kept and of this release, else None; and whether it is of the sources as they are."""
+    if path is None:
+        return None, False
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if kept["nvcc"] != release:
+        print(f"{path} is of nvcc {kept['nvcc']}, this is {release}: not compared")
+        return None, False
+    return kept, kept.get("sources") == digest_of_sources()
+
+
+def write_table(path: Path, release: str, rows: list[dict[str, Any]]) -> None:
+    """Writes a table to be kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {"nvcc": release, "sources": digest_of_sources(), "rows": rows}
+    path.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def object_of(source: Path, arch: str, directory: Path) -> Path:

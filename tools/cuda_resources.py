@@ -1,7 +1,7 @@
 """Compiles every CUDA kernel and reports what each needs of a multiprocessor; fails on spills.
 
     python tools/cuda_resources.py [--archs sm_80 sm_90a] [--log FILE] [--objects FOLDER] [--out FILE.json]
-        [--compare FILE.json]
+        [--compare FILE.json [--as-kept]]
 
 Needs nvcc (on PATH or in $CUDACXX) and no GPU. One row per kernel and architecture, from ptxas: registers a
 thread, shared memory and constant bank of a block in bytes, stack frame and spills of a thread in bytes. Spilled
@@ -12,13 +12,13 @@ architectures alone. With --objects what it compiles is kept, for tools/cuda_sas
 
 With --compare it fails as well where a kernel wants more than an earlier report says, or where the two do not have the
 same kernels, so that a regression shows without a GPU. Compilers differ: of another release of nvcc than the report's
-nothing is compared. A change that is meant is kept by writing the report anew with --out.
+nothing is compared. A change that is meant is kept by writing the report anew with --out. With --as-kept nothing is
+compiled where that report is of these very sources: what it says of an architecture is taken.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -88,6 +88,7 @@ def main() -> int:
     parser.add_argument("--objects", type=Path, help="keep the objects in this folder")
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
     parser.add_argument("--compare", type=Path, help="fail where a kernel wants more than this report says")
+    parser.add_argument("--as-kept", action="store_true", help="compile nothing that this report has of these sources")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     nvcc = cuda_compiler.find_nvcc()
@@ -95,12 +96,18 @@ def main() -> int:
         print(cuda_compiler.NO_NVCC, file=sys.stderr)
         return 2
     release = cuda_compiler.release_of(nvcc)
+    kept, is_current = cuda_compiler.read_kept(arguments.compare, release)
     sources = sorted(cuda_compiler.KERNELS.glob("*.cu"))
     built = parse_build(arguments.log.read_text(encoding="utf-8")) if arguments.log else []
     if arguments.log and {row["file"] for row in built} != {source.name for source in sources}:
         print(f"{arguments.log} has not said of every file what its kernels need", file=sys.stderr)
         return 1
     archs = [arch for arch in arguments.archs if arch not in {row["arch"] for row in built}]
+    taken: list[dict] = []
+    if arguments.as_kept and kept is not None and is_current:
+        taken = [row for row in kept["rows"] if row["arch"] in archs]
+        print(f"{' '.join(archs)}: as kept, of the same sources")
+        archs = []
     with tempfile.TemporaryDirectory() as directory:
         wanted = [(source, arch) for source in sources for arch in archs]
         done = cuda_compiler.compile_all(nvcc, wanted, arguments.objects or Path(directory), arguments.jobs)
@@ -108,6 +115,7 @@ def main() -> int:
     rows = built + [{"file": source.name, **row} for source, _, log in done for row in parse(log)]
     for row, name in zip(rows, cuda_compiler.demangle([row["kernel"] for row in rows]), strict=True):
         row["kernel"] = name
+    rows += taken
     spilled = [r for r in rows if r.get("stack_bytes") or r.get("spill_store_bytes") or r.get("spill_load_bytes")]
     print(f"{'arch':8}{'regs':>5}{'shared':>8}{'stack':>7}{'spill':>7}  kernel")
     for row in sorted(rows, key=lambda r: (r["arch"], r["file"], r["kernel"])):
@@ -116,15 +124,8 @@ def main() -> int:
             f"{row.get('spill_store_bytes', 0):>7}  {row['kernel'][:150]}"
         )
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"nvcc": release, "rows": rows}, indent=1) + "\n")
-    worse = []
-    if arguments.compare:
-        kept = json.loads(arguments.compare.read_text(encoding="utf-8"))
-        if kept["nvcc"] == release:
-            worse = compare(rows, kept["rows"])
-        else:
-            print(f"{arguments.compare} is of nvcc {kept['nvcc']}, this is {release}: not compared")
+        cuda_compiler.write_table(arguments.out, release, rows)
+    worse = compare(rows, kept["rows"]) if kept is not None else []
     for log in failures:
         print(log, file=sys.stderr)
     for row in spilled:

@@ -1,6 +1,7 @@
 """Counts, in the machine code of the tensor-core kernels, the instructions that they are written for; needs no GPU.
 
     python tools/cuda_sass.py [--objects FOLDER ...] [--archs sm_80 sm_90a] [--out FILE.json] [--compare FILE.json]
+        [--as-kept]
 
 Needs nvcc, and cuobjdump with nvdisasm: of the PyPI packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm where this
 Python has them, otherwise from PATH. One row per kernel and architecture. What RULES ask of each kernel is checked
@@ -13,13 +14,13 @@ older than its sources, is compiled into the first.
 With --compare it fails as well where a kernel has instructions that it did not have in an earlier table, or lacks some,
 or where the two do not have the same kernels. Numbers are not compared: how far a loop is unrolled is the compiler's
 choice. Of another release of nvcc than the table's nothing is compared. A change that is meant is kept by writing the
-table anew with --out.
+table anew with --out. With --as-kept nothing is compiled where that table is of these very sources: what it says of an
+architecture is taken.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -176,6 +177,7 @@ def main() -> int:
     parser.add_argument("--archs", nargs="+", default=["sm_80", "sm_90a"])
     parser.add_argument("--out", type=Path, help="write the table here as JSON")
     parser.add_argument("--compare", type=Path, help="fail where kernels or their instructions differ from this table")
+    parser.add_argument("--as-kept", action="store_true", help="compile nothing that this table has of these sources")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     nvcc, cuobjdump = cuda_compiler.find_nvcc(), find_cuobjdump()
@@ -186,16 +188,23 @@ def main() -> int:
         print("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm", file=sys.stderr)
         return 2
     release = cuda_compiler.release_of(nvcc)
+    kept, is_current = cuda_compiler.read_kept(arguments.compare, release)
     wanted = [(cuda_compiler.KERNELS / name, arch) for name in FILES for arch in arguments.archs]
     objects = {pair: find_object(cuobjdump, *pair, arguments.objects) for pair in wanted}
     missing = [pair for pair, path in objects.items() if path is None]
+    rows = []
+    if missing and arguments.as_kept and kept is not None and is_current:
+        places = {(source.name, arch) for source, arch in missing}
+        rows = [row for row in kept["rows"] if (row["file"], row["arch"]) in places]
+        print(f"{' '.join(sorted({arch for _, arch in places}))}: as kept, of the same sources")
+        objects = {pair: path for pair, path in objects.items() if path is not None}
+        missing = []
     for source, arch in missing:
         print(f"compiling {source.name} for {arch}", flush=True)
     done = cuda_compiler.compile_all(nvcc, missing, arguments.objects[0], arguments.jobs)
     if failures := [log for _, compiled, log in done if not compiled]:
         print(*failures, sep="\n", file=sys.stderr)
         return 1
-    rows = []
     for (source, arch), path in objects.items():
         path = path or cuda_compiler.object_of(source, arch, arguments.objects[0])
         counts = disassemble(cuobjdump, path, arch)
@@ -208,17 +217,9 @@ def main() -> int:
         print(f"{row['arch']:8}{row['kernel'][:150]}\n{'':8}{opcodes or '-'}")
     said = broken(rows)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"nvcc": release, "rows": rows}, indent=1) + "\n")
-    if arguments.compare:
-        kept = json.loads(arguments.compare.read_text(encoding="utf-8"))
-        if kept["nvcc"] == release:
-            differences = compare(rows, kept["rows"])
-            said += differences
-            if differences:
-                said.append(f"differs from {arguments.compare}: where it is meant, write it anew with --out")
-        else:
-            print(f"{arguments.compare} is of nvcc {kept['nvcc']}, this is {release}: not compared")
+        cuda_compiler.write_table(arguments.out, release, rows)
+    if kept is not None and (differences := compare(rows, kept["rows"])):
+        said += [*differences, f"differs from {arguments.compare}: where it is meant, write it anew with --out"]
     for line in said:
         print(line, file=sys.stderr)
     print(f"{len(rows)} kernels of {' and '.join(FILES)}; {len(said)} complaints")

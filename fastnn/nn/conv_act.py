@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnn import functional
-from fastnn._fused import run_chain
+from fastnn._fused import forget_folds, run_chain
 from fastnn.nn.activation import activation_repr, check_activation
 from fastnn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastnn.nn.conv import Conv1d, Conv2d, Conv3d, convolve
@@ -110,6 +110,11 @@ class _ConvBNAct(torch.nn.Module):
         """See the class."""
         alpha = functional.alpha_of(self.activation, self.alpha)
         return run_chain(self.conv, self.bn, (self.activation, alpha), False, input)
+
+    def train(self, mode: bool = True) -> _ConvBNAct:
+        """As torch's; the folded weights are made anew, since torch does not count writes through ``.data``."""
+        forget_folds(self)
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         """The activation."""
