@@ -163,14 +163,9 @@ def run_convolution(convolution: Module, activation: Module | Activation, input:
     """
     applied = activation_of(activation) if isinstance(activation, Module) else activation
     hooked = has_hooks(convolution) or (isinstance(activation, Module) and has_hooks(activation))
-    if (
-        applied is None
-        or applied[1] < 0
-        or hooked
-        or not (is_convolution(convolution) and is_own_convolution(convolution))
-    ):
-        output = convolution(input)
-        return activation(output) if isinstance(activation, Module) else activate(output, activation)
+    able = not hooked and is_convolution(convolution) and is_own_convolution(convolution)
+    if not able or applied is None or applied[1] < 0:
+        return _call(activation, convolution(input))
     return convolve(convolution, input, convolution.weight, convolution.bias, *applied)
 
 
@@ -187,9 +182,11 @@ def _one_by_one(
             output += residual
         else:
             output = output + residual
-    if activation is None:
-        return output
-    return activation(output) if isinstance(activation, Module) else activate(output, activation)
+    return output if activation is None else _call(activation, output)
+
+
+def _call(activation: Module | Activation, input: Tensor) -> Tensor:
+    return activation(input) if isinstance(activation, Module) else activate(input, activation)
 
 
 # ---- a batch norm as part of a convolution ------------------------------------------------------------------

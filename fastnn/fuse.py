@@ -12,10 +12,6 @@ from __future__ import annotations
 
 import copy as copying
 import functools
-import inspect
-import operator
-import random
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -27,7 +23,8 @@ from torch.nn import Module
 from torch.nn.utils import parametrize
 
 from fastnn import _fused
-from fastnn._fusable import Activation, activation_of, activation_of_call
+from fastnn._chains import BatchNorm, Convolution, Finder, Row
+from fastnn._tracing import NoGraphError, is_same, required_parameters, trace
 from fastnn.convert import Report, _check_module, _layer_class, _set_layer_class
 from fastnn.nn.conv_act import ConvBNAct1d, ConvBNAct2d, ConvBNAct3d
 
@@ -35,408 +32,6 @@ ModuleT = TypeVar("ModuleT", bound=Module)
 
 # Where a class made by _fused_class keeps what it was made from.
 _PLAN = "_fastnn_fusion"
-_BatchNorm = torch.nn.modules.batchnorm._BatchNorm
-_Convolution = torch.nn.modules.conv._ConvNd
-
-
-# ---- tracing one module -------------------------------------------------------------------------------------
-
-
-class _NoGraphError(Exception):
-    """Says why running a graph would not do what running the forward does."""
-
-
-def _in_place_add(tensor: Any, other: Any) -> Any:
-    # As a call of operator.iadd the generated code would have the name `tensor` stand for the result.
-    return operator.iadd(tensor, other)
-
-
-_ADDITIONS_IN_PLACE = (_in_place_add, "add_")
-_ADDITIONS = (operator.add, torch.add, "add", *_ADDITIONS_IN_PLACE)
-
-
-class _Proxy(fx.Proxy):
-    """Has the operators that write, which torch.fx would record as those that do not."""
-
-    def __iadd__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", _in_place_add, (self, other), {})
-
-    def _refuse(self, other: Any) -> Any:
-        raise _NoGraphError("its forward has an operator that writes in place and is not +=")
-
-    __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imod__ = __ipow__ = _refuse
-    __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = __imatmul__ = _refuse
-
-
-class _Tracer(fx.Tracer):
-    """Records one forward. The submodules in ``inlined`` become part of its graph, others are single calls.
-
-    Parameters that have defaults take them: what depends on whether they are None is traced rightly so. Every node
-    knows in which module's forward it was made: ``meta["module"]``, a name as in ``named_modules()``.
-    """
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, inlined: set[Module]) -> None:
-        super().__init__()
-        self._inlined = inlined
-        self._mode = _mode()
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
-        return m not in self._inlined
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        names = _required_parameters(root_fn)
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
-
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        if _mode() != self._mode:
-            raise _NoGraphError("it switches the gradient or autocast mode")
-        node = super().create_node(kind, target, *args, **kwargs)
-        callers = [name for name, _ in self.module_stack.values()]
-        node.meta["module"] = "".join((callers[:-1] if kind == "call_module" else callers)[-1:])
-        return node
-
-
-def _mode() -> tuple[bool, ...]:
-    """What a forward may switch without torch.fx noticing."""
-    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
-
-
-def _required_parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The parameters after self that have no default."""
-    _, *parameters = inspect.signature(forward).parameters.values()
-    required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    for p in required:
-        if p.kind is not p.POSITIONAL_OR_KEYWORD:
-            raise _NoGraphError(f"its forward takes {p}")
-    return tuple(p.name for p in required)
-
-
-class _Untouched:
-    """Within it a forward runs in one mode; after it the modules and random generators are as before.
-
-    Raises:
-        _NoGraphError: at the end, when the forward changed them, which running its graph would not.
-    """
-
-    def __init__(self, modules: set[Module], training: bool) -> None:
-        self._dicts = [d for m in modules for d in (vars(m), m._parameters, m._buffers, m._modules)]
-        self._modules, self._training = modules, training
-
-    def __enter__(self) -> None:
-        self._before = [d.copy() for d in self._dicts]
-        self._generators = random.getstate(), torch.get_rng_state()
-        for module in self._modules:
-            vars(module)["training"] = self._training
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        changed = set()
-        for now, before in zip(self._dicts, self._before, strict=True):
-            keys = now.keys() | before.keys()
-            changed |= {k for k in keys if k != "training" and (k not in before or now.get(k) is not before[k])}
-            now.clear()
-            now.update(before)
-        python, torch_s = self._generators
-        drew = random.getstate() != python or not torch.equal(torch.get_rng_state(), torch_s)
-        random.setstate(python)
-        torch.set_rng_state(torch_s)
-        if error is not None:
-            return
-        if any(name.startswith("_tensor_constant") for name in changed):
-            raise _NoGraphError("its forward makes tensors of its own")
-        if changed:
-            raise _NoGraphError(f"its forward assigns to self.{min(changed)}")
-        if drew:
-            raise _NoGraphError("its forward draws random numbers by itself")
-
-
-def _trace(module: Module, inlined: set[Module], training: bool) -> fx.Graph:
-    """The graph of a module's forward in one mode.
-
-    Raises:
-        _NoGraphError: where torch.fx fails, or the graph would do something else.
-    """
-    try:
-        with _Untouched({module, *inlined}, training):
-            graph = _Tracer(inlined).trace(module)
-    except _NoGraphError:
-        raise
-    except Exception as error:  # whatever the forward and torch.fx raise
-        first_line = (str(error).splitlines() or [""])[0]
-        raise _NoGraphError(f"torch.fx cannot trace its forward: {type(error).__name__}: {first_line}") from error
-    for node in graph.nodes:
-        node.type = None  # an annotation may name what the generated code does not import
-    return graph
-
-
-def _is_same(graph: fx.Graph, other: fx.Graph) -> bool:
-    def form(node: fx.Node) -> tuple[Any, ...]:
-        return node.op, node.name, node.target, str(node.args), str(node.kwargs)
-
-    return [form(node) for node in graph.nodes] == [form(node) for node in other.nodes]
-
-
-# ---- chains in a graph --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """The nodes of one call of :func:`_fused.run_chain`, or of :func:`_fused.run_convolution` without a batch norm."""
-
-    batch_norm: fx.Node | None = None
-    convolution: fx.Node | None = None
-    addition: fx.Node | None = None
-    activation: fx.Node | None = None
-    function: Activation | None = None
-    """The activation where it is a function, not a module."""
-
-    @property
-    def nodes(self) -> list[fx.Node]:
-        return [n for n in (self.convolution, self.batch_norm, self.addition, self.activation) if n is not None]
-
-    @property
-    def residual(self) -> fx.Node | None:
-        if self.addition is None:
-            return None
-        left, right = self.addition.args
-        return right if left is self.batch_norm else left
-
-    @property
-    def reads(self) -> set[Any]:
-        """What the nodes take from elsewhere, or from each other where they could also be apart."""
-        first = {node.args[0] for node in (self.nodes[0], self.batch_norm) if node is not None}
-        return first | {self.residual}
-
-    def rewrite(self, graph: fx.Graph) -> None:
-        """Puts the one call where the last of the nodes is, in their place."""
-        first, last = self.nodes[0], self.nodes[-1]
-        with graph.inserting_before(last):
-
-            def module(node: fx.Node | None) -> fx.Node | None:
-                return None if node is None else graph.get_attr(node.target)
-
-            activation = self.function or module(self.activation)
-            if self.batch_norm is None:
-                call = graph.call_function(
-                    _fused.run_convolution, (module(self.convolution), activation, first.args[0])
-                )
-            else:
-                in_place = self.addition is not None and self.addition.target in _ADDITIONS_IN_PLACE
-                layers = (module(self.convolution), module(self.batch_norm), activation, in_place)
-                call = graph.call_function(_fused.run_chain, (*layers, first.args[0], self.residual))
-        last.replace_all_uses_with(call)
-        for node in reversed(self.nodes):
-            graph.erase_node(node)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What becomes of a layer: ``fused`` names the parts, ``reason`` says why there are not more."""
-
-    target: str
-    fused: str
-    reason: str
-
-
-class _Finder:
-    """Finds the chains of a graph whose modules are those of ``root``.
-
-    With ``recompute`` also those that are one only for what need not be kept: a batch norm alone, or with an
-    activation that no op fuses.
-    """
-
-    def __init__(self, root: Module, graph: fx.Graph, recompute: bool) -> None:
-        self._root, self._graph, self._recompute = root, graph, recompute
-        self._place = {node: place for place, node in enumerate(graph.nodes)}
-        self.chains: list[_Chain] = []
-        self.rows: list[_Row] = []
-        calls: dict[Module, list[fx.Node]] = defaultdict(list)
-        for node in graph.nodes:
-            module = self._module(node)
-            if isinstance(module, (_BatchNorm, _Convolution)):
-                calls[module].append(node)
-        norms = {module: nodes for module, nodes in calls.items() if isinstance(module, _BatchNorm)}
-        refusals = {nodes[0]: self._refusal(module, nodes) for module, nodes in norms.items()}
-        self._able = {node for node, refusal in refusals.items() if not refusal}
-        for node, refusal in refusals.items():
-            self.rows.append(_Row(node.target, "", refusal) if refusal else self._fuse(node))
-        taken = {chain.convolution for chain in self.chains}
-        for module, nodes in calls.items():
-            if isinstance(module, _Convolution) and taken.isdisjoint(nodes):
-                self.rows += self._fuse_convolution(module, nodes)
-
-    def ends_in_batch_norm(self) -> fx.Node | None:
-        """The batch norm whose output is the graph's."""
-        returned = self._graph.output_node().args[0]
-        return returned if isinstance(returned, fx.Node) and returned in self._able else None
-
-    def rewritten(self) -> _Code:
-        """The graph's code with the chains in it; the graph is used up."""
-        for chain in self.chains:
-            chain.rewrite(self._graph)
-        return _Code.of(self._graph)
-
-    def _module(self, node: fx.Node) -> Module | None:
-        return self._root.get_submodule(node.target) if node.op == "call_module" else None
-
-    def _refusal(self, module: Module, nodes: list[fx.Node]) -> str:
-        if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
-            return "it does not know its size yet: call the model once before"
-        if not (_fused.is_batch_norm(module) or _fused.is_convolution(module)):
-            return f"{_layer_class(module).__name__} has its own computation"
-        if _fused.has_hooks(module):
-            return "it has hooks"
-        if len(nodes) > 1:
-            return f"it is called {len(nodes)} times"
-        return "" if self._takes_one(nodes[0]) else "it is called with other arguments"
-
-    @staticmethod
-    def _takes_one(node: fx.Node) -> bool:
-        return len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs
-
-    def _fuse(self, node: fx.Node) -> _Row:
-        whole, reason = self._what_follows(_Chain(node))
-        attempts = [whole, _Chain(node)]
-        convolution = self._convolution_before(node)
-        if convolution is not None:
-            folding = [replace(chain, convolution=convolution) for chain in attempts]
-            # Not with an addition: the fused op makes one pass over memory there, and folding would leave two.
-            attempts = [folding[0], whole, *folding[1:]] if whole.addition is None else [whole, *folding[1:]]
-            attempts.append(_Chain(node))
-        chain = next(chain for chain in attempts if not self._is_disturbed(chain))
-        if chain.addition is not whole.addition or chain.activation is not whole.activation:
-            reason = "something may be written in place before what follows it"
-        if chain.nodes == [node] and not self._recompute:
-            return _Row(node.target, "", reason)
-        self.chains.append(chain)
-        parts = ["batch_norm"]
-        if chain.addition is not None:
-            parts.append("add")
-        if chain.activation is not None:
-            function = chain.function or activation_of(self._module(chain.activation))
-            parts += [function[0]] if function else []
-        said = [" + ".join(parts)] if len(parts) > 1 else []
-        if chain.convolution is not None:
-            said.append("conv folded in evaluation")
-        return _Row(node.target, ", ".join(said) or "recomputed in backward", reason)
-
-    def _fuse_convolution(self, module: Module, nodes: list[fx.Node]) -> list[_Row]:
-        """The row of a convolution that an activation follows; none for another."""
-        node = nodes[0]
-        chain, _ = self._activated(_Chain(convolution=node))
-        if chain.activation is None:
-            return []
-        name, alpha = chain.function or activation_of(self._module(chain.activation)) or ("", -1.0)
-        if alpha < 0:  # what the convolution returns would not tell backward what was positive
-            return []
-        reason = self._refusal(module, nodes)
-        if not reason and self._is_disturbed(chain):
-            reason = "something may be written in place before what follows it"
-        if reason:
-            return [_Row(node.target, "", reason)]
-        self.chains.append(chain)
-        return [_Row(node.target, f"conv + {name}", "")]
-
-    def _convolution_before(self, node: fx.Node) -> fx.Node | None:
-        before = node.args[0]
-        module = self._module(before)
-        able = (
-            module is not None
-            and _fused.is_convolution(module)
-            and not _fused.has_hooks(module)
-            and len(before.users) == 1
-            and self._takes_one(before)
-        )
-        return before if able else None
-
-    def _what_follows(self, chain: _Chain) -> tuple[_Chain, str]:
-        """The chain with addition and activation where it has them, and why it has no more."""
-        node = chain.nodes[-1]
-        if len(node.users) != 1:
-            return chain, f"its output is used {len(node.users)} times"
-        (user,) = node.users
-        if user.op == "output":
-            return chain, "its output is returned"
-        if chain.addition is None and user.op != "call_module" and user.target in _ADDITIONS:
-            reason = self._not_added(user, node)
-            if reason:
-                return chain, reason
-            found, _ = self._what_follows(replace(chain, addition=user))
-            return found, ""
-        return self._activated(chain)
-
-    def _activated(self, chain: _Chain) -> tuple[_Chain, str]:
-        """The chain with the activation that alone uses its output, and why it has none."""
-        node = chain.nodes[-1]
-        if len(node.users) != 1:
-            return chain, f"its output is used {len(node.users)} times"
-        (user,) = node.users
-        module = self._module(user)
-        if module is not None:
-            known = activation_of(module) is not None
-            reason = "" if known else f"{type(module).__name__} is not fused"
-            again = self._recompute and chain.batch_norm is not None and _fused.pointwise_of(module) is not None
-            if not (known or again) or not self._takes_one(user):
-                return chain, reason or f"{user.target} has other arguments"
-            if _fused.has_hooks(module):
-                return chain, f"{user.target} has hooks"
-            return replace(chain, activation=user), reason
-        function = None if user.op == "output" else activation_of_call(user.target, user.args, user.kwargs)
-        if function is None:
-            return chain, f"{getattr(user.target, '__name__', user.target)} is not fused"
-        return replace(chain, activation=user, function=function), ""
-
-    def _not_added(self, addition: fx.Node, node: fx.Node) -> str:
-        """Why an addition cannot be fused with a batch norm that it adds."""
-        if len(addition.args) != 2 or any(name != "alpha" or value != 1 for name, value in addition.kwargs.items()):
-            return "the addition has other arguments"
-        left, right = addition.args
-        if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
-            return "no other tensor is added to it"
-        if right is node and addition.target in _ADDITIONS_IN_PLACE:
-            return "the addition writes into its other operand"
-        if right is node and left in self._able and len(left.users) == 1:
-            return "the addition is fused with its other operand"
-        return ""
-
-    def _is_disturbed(self, chain: _Chain) -> bool:
-        """Whether something between the nodes may write to what they read: they all move to the last one's place."""
-        first, last = (self._place[chain.nodes[place]] for place in (0, -1))
-        read = chain.reads
-        between = [n for n, place in self._place.items() if first < place < last and n not in chain.nodes]
-        return any(self._may_write(node, read) for node in between)
-
-    def _may_write(self, node: fx.Node, read: set[Any]) -> bool:
-        module = self._module(node)
-        if module is not None:
-            stock = all(
-                type(m).__module__.startswith(("torch.nn.", "fastnn.nn.")) and not getattr(m, "inplace", False)
-                for m in module.modules()
-            )
-            return not stock and not read.isdisjoint(node.all_input_nodes)
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        writes = (
-            node.op in ("call_function", "call_method")
-            and not name.startswith("__")
-            and (
-                name.endswith("_")
-                or node.target in (_in_place_add, operator.setitem)
-                or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
-                or "out" in node.kwargs
-            )
-        )
-        if not writes:
-            return False
-        # A view of what is read may be written to as well; a layer's own output is none.
-        target = self._module(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        return not isinstance(target, (_BatchNorm, torch.nn.modules.conv._ConvNd))
 
 
 # ---- the plan for one module --------------------------------------------------------------------------------
@@ -475,7 +70,7 @@ class _Plan:
     layout: tuple[tuple[str, type[Module] | None, tuple[str, ...]], ...] = ()
     training: _Code | None = None
     evaluation: _Code | None = None
-    rows: tuple[_Row, ...] = ()
+    rows: tuple[Row, ...] = ()
     is_complete: bool = True
 
     @property
@@ -511,7 +106,7 @@ def _is_container(module: Module) -> bool:
     """Whether a module's forward is somebody's code that calls others; of torch's and ours that is Sequential."""
     cls = _original(module)
     own = cls is torch.nn.Sequential or not cls.__module__.startswith(("torch.nn.", "fastnn.nn."))
-    return own and bool(module._modules) and _has_forward(module) and not isinstance(module, _BatchNorm)
+    return own and bool(module._modules) and _has_forward(module) and not isinstance(module, BatchNorm)
 
 
 def _parts(module: Module) -> Iterator[Module]:
@@ -550,7 +145,7 @@ class _Planner:
             if _is_container(module) and not _has_fused_forward(module):
                 try:
                     self._plans[module] = self._make(module)
-                except _NoGraphError as error:
+                except NoGraphError as error:
                     self.reasons[module] = str(error)
         return self._plans[module]
 
@@ -560,7 +155,7 @@ class _Planner:
         for part in parts:
             self.plan(part)
             candidates |= self._ends[part]
-        if not candidates and not any(isinstance(part, (_BatchNorm, _Convolution)) for part in parts):
+        if not candidates and not any(isinstance(part, (BatchNorm, Convolution)) for part in parts):
             return None
         finders = _find(module, candidates, self._recompute)
         end = finders[0].ends_in_batch_norm()
@@ -587,30 +182,30 @@ def _enclosing(module: Module, node: fx.Node) -> list[Module]:
     return [m for m in modules if _has_forward(m)]
 
 
-def _find(module: Module, inlined: set[Module], recompute: bool) -> list[_Finder]:
+def _find(module: Module, inlined: set[Module], recompute: bool) -> list[Finder]:
     """The finders of a module's graphs in training and evaluation; one of them where both are the same.
 
     Raises:
-        _NoGraphError: where there is no graph.
+        NoGraphError: where there is no graph.
     """
     if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
-        raise _NoGraphError("it is traced already: fuse before tracing")
+        raise NoGraphError("it is traced already: fuse before tracing")
     if "forward" in vars(module):
-        raise _NoGraphError("its forward is replaced on this object")
+        raise NoGraphError("its forward is replaced on this object")
     if parametrize.is_parametrized(module):
-        raise _NoGraphError("it is parametrised")
-    graphs = [_trace(module, inlined, training) for training in (True, False)]
-    return [_Finder(module, graph, recompute) for graph in graphs[: 1 if _is_same(*graphs) else 2]]
+        raise NoGraphError("it is parametrised")
+    graphs = [trace(module, inlined, training) for training in (True, False)]
+    return [Finder(module, graph, recompute) for graph in graphs[: 1 if is_same(*graphs) else 2]]
 
 
-def _plan_of(module: Module, inlined: set[Module], finders: list[_Finder], recompute: bool) -> _Plan | None:
+def _plan_of(module: Module, inlined: set[Module], finders: list[Finder], recompute: bool) -> _Plan | None:
     if not any(finder.chains for finder in finders):
         return _Plan(_original(module), recompute, rows=tuple(finders[0].rows))
-    codes = [finder.rewritten() for finder in finders]
+    codes = [_Code.of(finder.rewritten()) for finder in finders]
     return _Plan(
         _original(module),
         recompute,
-        parameters=_required_parameters(_original(module).forward),
+        parameters=required_parameters(_original(module).forward),
         layout=tuple(_layout(module, inlined)),
         training=codes[0],
         evaluation=codes[-1],
@@ -707,7 +302,7 @@ def _complete(module: Module, plan: _Plan) -> None:
     inlined = {module.get_submodule(name) for name in plan.inlined}
     try:
         made = _plan_of(module, inlined, _find(module, inlined, plan.recompute), plan.recompute)
-    except _NoGraphError:  # the code of its class is another now
+    except NoGraphError:  # the code of its class is another now
         made = _Plan(plan.original, plan.recompute)
     if made.training is not None or plan.is_root:
         _set_layer_class(module, _fused_class(replace(made, is_root=plan.is_root)))
@@ -859,14 +454,14 @@ def fusion_report(model: Module) -> FusionReport:
             if plan is not fusion and row.fused:
                 found.setdefault(layer, ("", _why_not_yet(plan)))
             else:
-                foreign = isinstance(layer, _Convolution) and not _fused.is_own_convolution(layer)
+                foreign = isinstance(layer, Convolution) and not _fused.is_own_convolution(layer)
                 waits = "not before fastnn.convert makes it fastnn's" if row.fused and foreign else row.reason
                 found.setdefault(layer, (row.fused, waits))
         for part in _parts(module) if module in planner.reasons else ():
             reasons[part] = f"in {_layer_class(module).__name__}: {planner.reasons[module]}"
     rows = []
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) or module in found:
+        if isinstance(module, BatchNorm) or module in found:
             no_caller = ("", reasons.get(module, "no forward that could be traced calls it"))
             rows.append(FusionRow(name, _layer_class(module).__name__, *found.get(module, no_caller)))
     is_root = [plan is not None and plan.is_root for plan in fusions]

@@ -72,19 +72,12 @@ at::Tensor lying_like(const at::Tensor& first, const at::Tensor& t) {
   return t.strides() == first.strides() ? t : at::empty_like(first).copy_(t);
 }
 
-void check_alike(const char* op, const char* name, const at::Tensor& t, const at::Tensor& input) {
-  TORCH_CHECK(
-      t.sizes() == input.sizes() && t.scalar_type() == input.scalar_type() && t.device() == input.device(), op,
-      ": expected ", name, " to have the input's shape ", input.sizes(), ", dtype ", input.scalar_type(),
-      " and device ", input.device(), ", but got ", t.sizes(), ", ", t.scalar_type(), " and ", t.device());
-}
-
 at::Tensor activation(const at::Tensor& input, const OptionalTensor& residual, StringView name, double alpha) {
   static constexpr const char* kOp = "activation";
   ActivationForwardParams p;
   p.dtype = dtype_of(kOp, "input", input);
   const NamedActivation named = activation_of(kOp, name, alpha, /*from_output=*/true);
-  if (residual.has_value()) check_alike(kOp, "residual", *residual, input);
+  if (residual.has_value()) check_like_input(kOp, "residual", *residual, input);
   const at::Tensor x = dense(input);
   const at::Tensor r = residual.has_value() ? lying_like(x, *residual) : at::Tensor();
   at::Tensor output = at::empty_like(x);
@@ -106,10 +99,10 @@ at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& 
   ActivationBackwardParams p;
   p.dtype = dtype_of(kOp, "grad_output", grad_output);
   const NamedActivation named = activation_of(kOp, name, alpha, /*from_output=*/true);
-  check_alike(kOp, "grad_output", grad_output, kept);
+  check_like_input(kOp, "grad_output", grad_output, kept);
   if (residual.has_value()) {
     TORCH_CHECK(!derives_from_output(named.kind), kOp, ": '", name, "' is derived from its output alone");
-    check_alike(kOp, "residual", *residual, kept);
+    check_like_input(kOp, "residual", *residual, kept);
   }
   const at::Tensor k = dense(kept), g = lying_like(k, grad_output);
   const at::Tensor r = residual.has_value() ? lying_like(k, *residual) : at::Tensor();
@@ -129,10 +122,10 @@ at::Tensor activation_backward(const at::Tensor& grad_output, const at::Tensor& 
 
 // ---- autograd ----------------------------------------------------------------------------------------------
 
-// d/dk of act'(k), k being what is kept: of y where act' is a function of it, else of z. Undefined for 0.
-at::Tensor curvature(const NamedActivation& act, const at::Tensor& k) {
-  const double alpha = act.alpha;
-  switch (act.kind) {
+// d/dk of act'(k), k being y where act' is a function of it, else z. Undefined for 0.
+at::Tensor curvature(StringView name, double alpha, const at::Tensor& kept, const OptionalTensor& residual) {
+  const at::Tensor k = sum_of(kept, value_or_undefined(residual));
+  switch (activation_of("activation_backward", name, alpha).kind) {
     case Activation::kNone:
     case Activation::kRectify:
     case Activation::kHardSigmoid:
@@ -216,21 +209,18 @@ struct ActivationBackwardNode final : Node {  // of (grad_output, kept, residual
   std::string name() const override { return "FastnnActivationBackwardBackward"; }
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
-    variable_list result(3);
-    if (!grads[0].defined()) return result;
+    if (!grads[0].defined()) return variable_list(3);
+    const bool of_kept = task_should_compute_output(1), of_residual = task_should_compute_output(2);
     const at::Tensor k = kept.unpack();
     const OptionalTensor r = some(residual.unpack());
-    if (task_should_compute_output(0)) {
-      result[0] = activation_backward_op().call(grads[0], k, r, activation, alpha);
+    at::Tensor by_gradient, by_z;
+    if (task_should_compute_output(0))
+      by_gradient = activation_backward_op().call(grads[0], k, r, activation, alpha);
+    if (of_kept || of_residual) {
+      const at::Tensor bend = curvature(activation, alpha, k, r);
+      if (bend.defined()) by_z = grads[0] * grad_output.unpack() * bend;
     }
-    if (task_should_compute_output(1) || task_should_compute_output(2)) {
-      const at::Tensor bend =
-          curvature(activation_of("activation_backward", activation, alpha), r.has_value() ? k + *r : k);
-      if (bend.defined()) result[1] = result[2] = grads[0] * grad_output.unpack() * bend;
-    }
-    return {if_wanted(task_should_compute_output(0), result[0]),
-            if_wanted(task_should_compute_output(1), result[1]),
-            if_wanted(task_should_compute_output(2), result[2])};
+    return {by_gradient, if_wanted(of_kept, by_z), if_wanted(of_residual, by_z)};
   }
   void release_variables() override {
     for (SavedVariable* v : {&grad_output, &kept, &residual}) v->reset_data();
@@ -261,8 +251,7 @@ at::Tensor activation_backward_autograd(c10::DispatchKeySet keys, const at::Tens
     const OptionalTensor r = primal(residual);
     if (has_tangent(grad_output)) t = activation_backward_op().call(tangent(grad_output), k, r, name, alpha);
     if (any_tangent(kept, residual)) {
-      const at::Tensor bend =
-          curvature(activation_of("activation_backward", name, alpha), r.has_value() ? k + *r : k);
+      const at::Tensor bend = curvature(name, alpha, k, r);
       const at::Tensor moved = sum_of(tangent(kept), value_or_undefined(tangent(residual)));
       if (bend.defined()) t = sum_of(t, primal(grad_output) * moved * bend);
     }

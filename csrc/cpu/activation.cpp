@@ -53,29 +53,30 @@ inline __attribute__((always_inline)) Vec<acc_type<scalar_t>> sum_at(const scala
 
 // f(kind) with the kind as a constant, so that its formula stands in the loop: vectors are then computed side
 // by side, which calls would not be.
+template <Activation kKind>
+using Kind = std::integral_constant<Activation, kKind>;
 template <typename F>
 void with_kind(Activation kind, const F& f) {
-  const auto of = [&](auto constant) { return f(constant); };
   switch (kind) {
     case Activation::kNone:
     case Activation::kRectify:
-      return of(std::integral_constant<Activation, Activation::kRectify>());
+      return f(Kind<Activation::kRectify>());
     case Activation::kElu:
-      return of(std::integral_constant<Activation, Activation::kElu>());
+      return f(Kind<Activation::kElu>());
     case Activation::kSoftplus:
-      return of(std::integral_constant<Activation, Activation::kSoftplus>());
+      return f(Kind<Activation::kSoftplus>());
     case Activation::kSigmoid:
-      return of(std::integral_constant<Activation, Activation::kSigmoid>());
+      return f(Kind<Activation::kSigmoid>());
     case Activation::kTanh:
-      return of(std::integral_constant<Activation, Activation::kTanh>());
+      return f(Kind<Activation::kTanh>());
     case Activation::kHardSigmoid:
-      return of(std::integral_constant<Activation, Activation::kHardSigmoid>());
+      return f(Kind<Activation::kHardSigmoid>());
     case Activation::kGelu:
-      return of(std::integral_constant<Activation, Activation::kGelu>());
+      return f(Kind<Activation::kGelu>());
     case Activation::kGeluTanh:
-      return of(std::integral_constant<Activation, Activation::kGeluTanh>());
+      return f(Kind<Activation::kGeluTanh>());
     case Activation::kSilu:
-      return of(std::integral_constant<Activation, Activation::kSilu>());
+      return f(Kind<Activation::kSilu>());
   }
 }
 

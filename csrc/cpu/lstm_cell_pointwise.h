@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "../ops/lstm_cell.h"
 #include "../ops/lstm_cell_math.h"

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastnn import functional
 
 
-def check_activation(activation: str) -> None:
-    """Raises ValueError for what is none of ``functional.ACTIVATIONS``."""
-    if activation not in functional.ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(functional.ACTIVATIONS)}, but got {activation!r}")
+class Activated(torch.nn.Module):
+    """What layers with an activation add: which one, kept in attributes and not in the ``state_dict``.
 
+    Args:
+        args: of the layer without an activation, as ``kwargs``.
+        activation: one of those of :func:`fastnn.functional.activation`.
+        alpha: the activation's parameter; None for torch's default.
+        kwargs: see ``args``.
 
-def activation_repr(activation: str, alpha: float | None) -> str:
-    """Both as a layer prints them behind its own arguments."""
-    return f", activation={activation}{'' if alpha is None else f', alpha={alpha}'}"
+    Raises:
+        ValueError: for an activation that there is not.
+    """
+
+    def __init__(self, *args: Any, activation: str = "relu", alpha: float | None = None, **kwargs: Any) -> None:
+        if activation not in functional.ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(functional.ACTIVATIONS)}, but got {activation!r}")
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+        self.alpha = alpha
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch prints them."""
+        alpha = "" if self.alpha is None else f", alpha={self.alpha}"
+        return ", ".join(filter(None, (super().extra_repr(), f"activation={self.activation}{alpha}")))
 
 
 class Maxout(torch.nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnn import functional
-from fastnn.nn.activation import activation_repr, check_activation
+from fastnn.nn.activation import Activated
 
 
 class _BatchNormForward(torch.nn.modules.batchnorm._BatchNorm):
@@ -104,38 +104,13 @@ class LazyBatchNorm3d(torch.nn.LazyBatchNorm3d, BatchNorm3d):
     cls_to_become = BatchNorm3d
 
 
-class _Activated(_BatchNormForward):
-    """What the layers with an activation add: which one, kept in attributes and not in the ``state_dict``.
-
-    Args:
-        num_features: C, and the rest as the layer without an activation takes it.
-        activation: one of those of :func:`fastnn.functional.activation`.
-        alpha: the activation's parameter; None for torch's default.
-
-    Raises:
-        ValueError: for an activation that there is not.
-    """
-
-    def __init__(
-        self, num_features: int, *args: Any, activation: str = "relu", alpha: float | None = None, **kwargs: Any
-    ) -> None:
-        check_activation(activation)
-        super().__init__(num_features, *args, **kwargs)
-        self.activation = activation
-        self.alpha = alpha
-
-    def extra_repr(self) -> str:
-        """The arguments, as torch prints them."""
-        return super().extra_repr() + activation_repr(self.activation, self.alpha)
-
-
-class _WithActivation(_Activated):
+class _WithActivation(Activated):
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
         return normalise(self, functional.batch_norm_relu, input, activation=self.activation, alpha=self.alpha)
 
 
-class _WithResidual(_Activated):
+class _WithResidual(Activated):
     def forward(self, input: Tensor, residual: Tensor) -> Tensor:
         """See the class."""
         return normalise(

@@ -9,29 +9,19 @@ from torch import Tensor
 
 from fastnn import functional
 from fastnn._fused import forget_folds, run_chain
-from fastnn.nn.activation import activation_repr, check_activation
+from fastnn.nn.activation import Activated
 from fastnn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastnn.nn.conv import Conv1d, Conv2d, Conv3d, convolve
 
 
-class _Activated(torch.nn.modules.conv._ConvNd):
-    """What the layers with an activation add: which one, kept in attributes and not in the ``state_dict``."""
-
-    def __init__(self, *args: Any, activation: str = "relu", alpha: float | None = None, **kwargs: Any) -> None:
-        check_activation(activation)
-        super().__init__(*args, **kwargs)
-        self.activation = activation
-        self.alpha = alpha
+class _ConvAct(Activated):
+    """The one method that the three layers replace."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return convolve(self, input, weight, bias, self.activation, self.alpha)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch prints them."""
-        return super().extra_repr() + activation_repr(self.activation, self.alpha)
 
-
-class ConvAct1d(_Activated, Conv1d):
+class ConvAct1d(_ConvAct, Conv1d):
     """:class:`Conv1d` and an activation in one pass: :func:`fastnn.functional.conv1d_relu`.
 
     Args: see :class:`Conv1d`; ``activation`` and ``alpha``, those of :func:`fastnn.functional.activation`, as keywords.
@@ -44,7 +34,7 @@ class ConvAct1d(_Activated, Conv1d):
     """
 
 
-class ConvAct2d(_Activated, Conv2d):
+class ConvAct2d(_ConvAct, Conv2d):
     """:class:`Conv2d` and an activation in one pass: :func:`fastnn.functional.conv2d_relu`.
 
     Args: see :class:`Conv2d`; ``activation`` and ``alpha``, those of :func:`fastnn.functional.activation`, as keywords.
@@ -57,7 +47,7 @@ class ConvAct2d(_Activated, Conv2d):
     """
 
 
-class ConvAct3d(_Activated, Conv3d):
+class ConvAct3d(_ConvAct, Conv3d):
     """:class:`Conv3d` and an activation in one pass: :func:`fastnn.functional.conv3d_relu`.
 
     Args: see :class:`Conv3d`; ``activation`` and ``alpha``, those of :func:`fastnn.functional.activation`, as keywords.
@@ -70,7 +60,7 @@ class ConvAct3d(_Activated, Conv3d):
     """
 
 
-class _ConvBNAct(torch.nn.Module):
+class _ConvBNAct(Activated):
     """What the layers of each rank share; :class:`ConvBNAct2d` has their arguments."""
 
     _conv: ClassVar[type[torch.nn.Module]]
@@ -97,14 +87,11 @@ class _ConvBNAct(torch.nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_activation(activation)
-        super().__init__()
+        super().__init__(activation=activation, alpha=alpha)
         place = {"device": device, "dtype": dtype}
         options = (stride, padding, dilation, groups, bias, padding_mode)
         self.conv = self._conv(in_channels, out_channels, kernel_size, *options, **place)
         self.bn = self._bn(out_channels, eps, momentum, affine, track_running_stats, **place)
-        self.activation = activation
-        self.alpha = alpha
 
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
@@ -115,10 +102,6 @@ class _ConvBNAct(torch.nn.Module):
         """As torch's; the folded weights are made anew, since torch does not count writes through ``.data``."""
         forget_folds(self)
         return super().train(mode)
-
-    def extra_repr(self) -> str:
-        """The activation."""
-        return activation_repr(self.activation, self.alpha).removeprefix(", ")
 
 
 class ConvBNAct1d(_ConvBNAct):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnn._fusable import activate
 from fastnn.testing import reference
 from fastnn.testing.activation_cases import ACTIVATION, ActivationCase
 from fastnn.testing.case import ALL_DTYPES, LAYOUTS, PRECISE, WIDE_RANGE, Case, draw, generator_for, lay_out
@@ -78,17 +79,7 @@ def _torch_activated_sum(input: Tensor, residual: Tensor, *arguments: Any, **opt
 
 
 def _torch_activation(z: Tensor, activation: str, alpha: float) -> Tensor:
-    functions = {
-        "leaky_relu": lambda: torch.nn.functional.leaky_relu(z, alpha),
-        "elu": lambda: torch.nn.functional.elu(z, alpha),
-        "softplus": lambda: torch.nn.functional.softplus(z, alpha),
-        "hard_sigmoid": lambda: torch.nn.functional.hardsigmoid(z),
-        "gelu": lambda: torch.nn.functional.gelu(z),
-        "gelu_tanh": lambda: torch.nn.functional.gelu(z, approximate="tanh"),
-        "silu": lambda: torch.nn.functional.silu(z),
-        "identity": lambda: z,
-    }
-    return functions[activation]() if activation in functions else getattr(z, activation)()
+    return z if activation == "identity" else activate(z, (activation, alpha))
 
 
 def _torch_pointwise(input: Tensor, residual: Tensor | None, *, activation: str, alpha: float) -> Tensor:
