@@ -14,6 +14,7 @@
 //                            (max_pool_forward.h).
 // Backward (max_pool_backward.h), with sums in acc_t, windows in ascending order:
 //   channels last            W channels of one position of grad_x, which adds the windows that chose it.
+//   channels first, disjoint windows along one dimension, side by side: W windows, or W of their positions.
 //   channels first, rows     square windows of 2 or 3 over rows of more than W values: W positions of a row.
 //   channels first, planes   other planes that fit in L1: one scalar addition an output.
 //   channels first, tiles    the same for larger planes, tile by tile.
@@ -26,6 +27,7 @@
 #include "dispatch.h"
 #include "max_pool_backward.h"
 #include "max_pool_backward_cells.h"
+#include "max_pool_backward_disjoint.h"
 #include "max_pool_backward_rows.h"
 #include "max_pool_forward.h"
 #include "max_pool_forward_rows.h"
@@ -111,6 +113,8 @@ void max_pool_backward_typed(const MaxPoolBackwardParams& p) {
     return max_pool_backward_channels_last<scalar_t, offset_t>(p);
   }
   if constexpr (kUnrolled<scalar_t, offset_t>) {
+    if (is_disjoint(g, 1)) return max_pool_backward_columns<scalar_t>(p);
+    if (is_disjoint(g, 2) && g.kernel[2] <= kMostAlong) return max_pool_backward_along<scalar_t>(p);
     if (is_square(g, 3, 1) && padded) return max_pool_backward_same_size<scalar_t>(p);
 #if defined(CPU_CAPABILITY_AVX512)
     if (has_short_rows(g)) {
