@@ -15,6 +15,7 @@
 #include "../ops/group_norm.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 
@@ -23,6 +24,7 @@
 #include "batch_norm_plan.h"
 #include "batch_norm_sums.h"
 #include "batch_norm_tiles.h"
+#include "cache_hints.h"
 #include "dispatch.h"
 
 namespace fastnn::FASTNN_BACKEND {
@@ -37,6 +39,10 @@ enum class Direction { kForward, kBackward };
 constexpr int64_t kSmallPlaneBytes = 2048;
 // A task's share of a tensor that L2 holds beside those of two others.
 constexpr int64_t kCachedBytes = 256 * 1024;
+// Shares of several planes or rows that end before the hardware has seen a stream: the next task's are fetched
+// during this one, a part before each of its sums and, so many times, between its units. One plane is a stream.
+constexpr int64_t kFetchedBytes = 64 * 1024;
+constexpr int64_t kFetchCalls = 16;
 
 // How a tensor is cut into tasks.
 template <typename acc_t>
@@ -114,26 +120,67 @@ int64_t of_samples_bytes(const GroupNormBackwardParams& p, int64_t number_bytes)
   return wanted ? (2 * p.shape.N * p.shape.C * number_bytes + 63) / 64 * 64 : 0;
 }
 
+// The tensors of a call, of which each task has a run of memory; null where there is none.
+template <int kTensors>
+using Tensors = std::array<const void*, kTensors>;
+
+// What a thread will read and write in its next task.
+template <int kTensors>
+class TasksAhead {
+ public:
+  TasksAhead(const Tensors<kTensors>& tensors, int64_t task_bytes)
+      : tensors_(tensors), task_bytes_(task_bytes) {}
+
+  // By `calls` calls of next() the task after this one is fetched, if there is one before `last`.
+  void plan(int64_t task, int64_t last, int64_t calls) {
+    for (int i = 0; i < kTensors; ++i) {
+      if (tensors_[i] == nullptr) continue;
+      const char* const begin = static_cast<const char*>(tensors_[i]) + task * task_bytes_;
+      ahead_[i].plan(begin, begin + task_bytes_, begin + std::min<int64_t>(2, last - task) * task_bytes_,
+                     calls);
+    }
+  }
+  void next() {
+    for (FetchAhead& ahead : ahead_) ahead.next();
+  }
+
+ private:
+  Tensors<kTensors> tensors_;
+  int64_t task_bytes_;
+  FetchAhead ahead_[kTensors];
+};
+
 // reduce(task, slot, chunk, c_begin, c_end), finish(task, slot) and apply(task, slot, unit) for every unit of a
 // task: channels of planes, or rows. prepare(task, slot) comes before the task's first reduce.
-template <typename acc_t, typename Prepare, typename Reduce, typename Finish, typename Apply>
-void walk_tasks(const Tasks<acc_t>& tasks, const Plan& reduced, Direction direction, int64_t tensors,
-                char* slots, const Prepare& prepare, const Reduce& reduce, const Finish& finish,
-                const Apply& apply) {
-  const int64_t shares = tasks.shares(tensors), bytes = Slot<acc_t>::bytes(tasks, direction);
+template <typename acc_t, int kTensors, typename Prepare, typename Reduce, typename Finish, typename Apply>
+void walk_tasks(const Tasks<acc_t>& tasks, const Plan& reduced, Direction direction,
+                const Tensors<kTensors>& tensors, int64_t element_bytes, char* slots, const Prepare& prepare,
+                const Reduce& reduce, const Finish& finish, const Apply& apply) {
+  const int64_t shares = tasks.shares(kTensors), bytes = Slot<acc_t>::bytes(tasks, direction);
   const int64_t blocks = reduced.groups(), parts = reduced.chunks * blocks,
                 units = tasks.sums.rows ? tasks.sums.N : tasks.channels;
+  const int64_t task_bytes = tasks.values() * element_bytes;
   const auto part = [&](int64_t task, const Slot<acc_t>& slot, int64_t i) {
     reduce(task, slot, i / blocks, reduced.group_begin(i % blocks), reduced.group_end(i % blocks));
   };
   if (tasks.whole(shares)) {
     run_phases(shares, [&](const Share& share) {
       const Slot<acc_t> slot(slots + share.begin * bytes, tasks, direction);
-      for (int64_t task = share.first(tasks.count); task < share.last(tasks.count); ++task) {
+      TasksAhead<kTensors> ahead(tensors, task_bytes);
+      const bool fetched = task_bytes <= kFetchedBytes && units > 1;
+      const int64_t last = share.last(tasks.count), step = fetched ? ceil_div(units, kFetchCalls) : units;
+      for (int64_t task = share.first(tasks.count); task < last; ++task) {
+        if (fetched) ahead.plan(task, last, parts + ceil_div(units, step));
         prepare(task, slot);
-        for (int64_t i = 0; i < parts; ++i) part(task, slot, i);
+        for (int64_t i = 0; i < parts; ++i) {
+          ahead.next();
+          part(task, slot, i);
+        }
         finish(task, slot);
-        apply(task, slot, 0, units);
+        for (int64_t unit = 0; unit < units; unit += step) {
+          ahead.next();
+          apply(task, slot, unit, std::min(units, unit + step));
+        }
       }
       end_stream();
     });
@@ -273,9 +320,9 @@ void group_norm_forward_typed(const GroupNormForwardParams& p) {
                                              nullptr};
     apply_units(tasks, output, around_cache, begin, end);
   };
-  walk_tasks<acc_t>(
-      tasks, plan, Direction::kForward, 2, static_cast<char*>(p.workspace) + of_samples,
-      [](int64_t, const Slot<acc_t>&) {}, reduce, finish, apply);
+  walk_tasks<acc_t, 2>(
+      tasks, plan, Direction::kForward, {x, around_cache ? nullptr : y}, sizeof(scalar_t),
+      static_cast<char*>(p.workspace) + of_samples, [](int64_t, const Slot<acc_t>&) {}, reduce, finish, apply);
   if (sample_means == nullptr) return;
   for_each_tile(0, p.shape.C, [&](int64_t c, int64_t count) {
     for (const auto& [running, of] :
@@ -408,8 +455,9 @@ void group_norm_backward_typed(const GroupNormBackwardParams& p) {
                                                           k[1],    k[0],    k[2],   k[3],        k[4]};
     apply_units(tasks, output, around_cache, begin, end);
   };
-  walk_tasks<acc_t>(tasks, plan, Direction::kBackward, 3, static_cast<char*>(p.workspace) + of_samples, prepare,
-                    reduce, finish, apply);
+  walk_tasks<acc_t, 3>(tasks, plan, Direction::kBackward, {gy, x, around_cache ? nullptr : grad_x},
+                       sizeof(scalar_t), static_cast<char*>(p.workspace) + of_samples, prepare, reduce, finish,
+                       apply);
   if (sample_sums == nullptr) return;
   const int64_t tiles = ceil_div(C, kTile);
   parallel_for(tiles, std::max<int64_t>(1, kGrainElements / (kTile * p.shape.N)),
