@@ -54,7 +54,7 @@ def sentence(numbers: Tensor) -> str:
 
 def main() -> None:
     """See the module."""
-    arguments = parse(__doc__, steps=600)
+    arguments = parse(__doc__, steps=1500)
     scans = load_digits()
     images = torch.from_numpy(scans.images).float()
     captions = describe(images, torch.from_numpy(scans.target)).to(arguments.device)

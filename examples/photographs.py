@@ -79,7 +79,7 @@ def main() -> None:
     axes[0].set_title("a held-out crop")
     axes[0].axis("off")
     filters = next(p for p in model.parameters() if p.dim() == 4)
-    draw_tiles(axes[1], filters.mean(1), "filters of the first layer, mean of their colours")
+    draw_tiles(axes[1], filters.mean(1), "filters of the first layer,\nmean of their colours")
     draw_losses(axes[2], losses)
     save(figure, arguments.out, f"photographs_{arguments.network}.png")
 
