@@ -22,9 +22,10 @@ from fastnn.testing import trial
 from fastnn.testing.bounds import Bounded
 from fastnn.testing.cases import CASES, PRECISE, TORCH, affordable_in_emulator
 from fastnn.testing.judge import find_fault, measure, ulp
+from fastnn.testing.recurrence_cases import GATES
 
 # A case of each op, all of its directions among them.
-FEW = ("--case", "3x3|indices|max3|4d|2x3x4|silu_4d", "--device", "cpu")
+FEW = ("--case", "3x3|indices|max3|4d|2x3x4|silu_4d|lstm_5x2x3x4", "--device", "cpu")
 FEWER = (*FEW, "--dtype", "float32", "--layout", "contiguous")
 DIRECTIONS = {
     "conv2d": {"output", "gradient of input", "gradient of weight", "gradient of bias", "second derivative"},
@@ -42,6 +43,10 @@ DIRECTIONS = {
     "lstm_cell": {
         "h", "c", "second derivative",
         *(f"gradient of {name}" for name in ("input", "hx", "cx", "w_ih", "w_hh", "b_ih", "b_hh")),
+    },
+    "recurrence": {
+        "output", "h_n", "c_n", "second derivative",
+        *(f"gradient of {name}" for name in ("input", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh")),
     },
 }  # fmt: skip
 
@@ -239,6 +244,13 @@ def test_random_cases_are_valid_and_cover_the_options(op: str):
         assert {0, 1} < {case.rows for case in cases}
         assert {63, 64, 65} & {case.hidden_size for case in cases}
         assert {case.through for case in cases} == {"both", "h", "c"}
+        return
+    if op == "recurrence":
+        assert {0, 1} < {case.rows for case in cases}
+        assert {16, 17, 32, 33, 64, 65} & {case.hidden_size for case in cases}
+        assert {case.kind for case in cases} == set(GATES)
+        assert {case.reverse for case in cases} == {case.memory_efficient for case in cases} == {True, False}
+        assert any(case.lengths and 0 in case.lengths for case in cases)
         return
     assert any(0 in case.shape for case in cases) or op == "instance_norm"  # whose random cases have none
     # Volumes of many channels would cost too much.

@@ -167,7 +167,8 @@ def _tables() -> Iterable[tuple[Case, str, tuple[Any, ...]]]:
     # Each of these is for other kernels of its own.
     yield from ((case, case.id, (case.id,)) for case in DEVICE_SIZED)
     yield from ((case, f"{case.id} of HOPPER", (case.id,)) for case, _ in conv_cases.HOPPER)
-    for cases in CASES.values():
+    # Of recurrences the layers are the subjects.
+    for cases in (table for op, table in CASES.items() if op != "recurrence"):
         # What crosses a tile's edge may have other kernels than what is smaller than one.
         yield from ((case, case.id, (case.crosses_tile,)) for case in cases)
     for name in ("DEPTHWISE", "SMALL_GROUPS", "MANY_CHANNELS", "PRODUCTS"):

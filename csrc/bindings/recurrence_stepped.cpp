@@ -205,15 +205,16 @@ SteppedLayer step_through(const LayerTensors& t, const RecurrentCell& cell, cons
     for (int64_t n = 0; n < steps.N; ++n) place[steps.state_rows[n]] = n;
     return rows_of(sorted, place);
   };
-  const auto by_row = [&](const std::vector<at::Tensor>& parts, int64_t width) {
-    at::Tensor all = parts.empty() ? x.new_zeros({0, width}) : at::cat(parts);
+  // Of no steps the outputs are rows of what the states begin with, of which there are none.
+  const auto by_row = [&](const std::vector<at::Tensor>& parts, const at::Tensor& like) {
+    at::Tensor all = parts.empty() ? like.narrow(0, 0, 0) : at::cat(parts);
     if (!std::is_sorted(order.begin(), order.end())) {
       all = at::zeros_like(all).index_copy(0, index_tensor(order, x), all);
     }
     return all;
   };
-  return {by_row(y, t.h0.size(1)), by_caller(h_last, t.h0), has_c ? by_caller(c_last, *t.c0) : at::Tensor(),
-          has_c && want_c ? by_row(c, t.c0->size(1)) : at::Tensor()};
+  return {by_row(y, t.h0), by_caller(h_last, t.h0), has_c ? by_caller(c_last, *t.c0) : at::Tensor(),
+          has_c && want_c ? by_row(c, *t.c0) : at::Tensor()};
 }
 
 }  // namespace fastnn::bindings

@@ -10,10 +10,15 @@
 
 #include "conv_patches.h"
 #include "conv_transpose.h"
+#include "parallel.h"
 #include "recurrence_plan.h"
 #include "step_team.h"
 
 namespace fastnn::FASTNN_BACKEND::recurrence {
+
+// Of layers whose steps keep fewer threads busy than there are, x is multiplied before the first step, by all
+// of them, where the products are no more than this.
+inline constexpr int64_t kAheadBytes = 4 << 20;
 
 // kPlain: an LSTM without options.
 template <typename scalar_t, CellKind kKind, bool kPlain = false>
@@ -42,11 +47,14 @@ class Forward {
     sums_ = next;
     next += std::min(s_.N, kSampleBlock) * sums_pitch();
     if (multiplies_x()) {
-      const int64_t rows = plan_.steps * x_samples();
+      const int64_t bytes = s_.T * s_.N * x_sums_pitch() * static_cast<int64_t>(sizeof(acc_t));
+      ahead_ = plan_.threads < at::get_num_threads() && !p.norm.any() && bytes <= kAheadBytes;
+      const int64_t rows = (ahead_ ? s_.T : plan_.steps) * x_samples();
+      const int64_t threads = ahead_ ? at::get_num_threads() : plan_.threads;
       for (const auto& [buffer, size] : {std::pair{&weights_x_, cell_.gates() * plan_.units * p.I},
                                          {&bias_, cell_.gates() * plan_.units},
                                          {&x_sums_, rows * x_sums_pitch()},
-                                         {&x_, plan_.threads * x_rows() * apart<acc_t>(p.I)}}) {
+                                         {&x_, threads * x_rows() * apart<acc_t>(p.I)}}) {
         *buffer = next;
         next += size;
       }
@@ -59,6 +67,7 @@ class Forward {
   }
 
   void run() const {
+    if (ahead_) multiply_x_ahead();
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
       for_each_product([&](int64_t block, int64_t gates) {
@@ -66,7 +75,7 @@ class Forward {
              weights(block, gates, 0));
       });
       if (multiplies_x()) {
-        pack(static_cast<const scalar_t*>(p_.w_ih), cell_.gates(), first, last, p_.I, weights_x_);
+        if (!ahead_) pack_x(first, last);
         pack_bias(first, last);
       }
       for (int64_t vec = first; vec < last; ++vec) load_states(vec);
@@ -78,7 +87,7 @@ class Forward {
           for (int64_t n = 0; n < active; n += kSampleBlock) f(n, std::min(kSampleBlock, active - n));
         };
         const auto multiply_x = [&](int64_t n, int64_t samples) {
-          if (multiplies_x() && step % plan_.steps == 0)
+          if (multiplies_x() && !ahead_ && step % plan_.steps == 0)
             this->multiply_x(member, first, last, step, n, samples);
         };
         if constexpr (kReset) {
@@ -150,6 +159,10 @@ class Forward {
     });
   }
 
+  void pack_x(int64_t first, int64_t last) const {
+    pack(static_cast<const scalar_t*>(p_.w_ih), cell_.gates(), first, last, p_.I, weights_x_);
+  }
+
   // [unit vector][gate][lane]
   void pack_bias(int64_t first, int64_t last) const {
     const auto* const bias = static_cast<const scalar_t*>(p_.bias);
@@ -192,12 +205,28 @@ class Forward {
 
   // Samples whose products with x are kept of a step, and where those of one are: where threads meet between
   // the samples' products and their cells all are wanted.
-  bool keeps_all_x() const { return kReset || p_.norm.any(); }
+  bool keeps_all_x() const { return kReset || p_.norm.any() || ahead_; }
   int64_t x_samples() const { return keeps_all_x() ? s_.N : std::min(s_.N, kSampleBlock); }
   // Rows of x that a thread has at a time.
   int64_t x_rows() const { return plan_.steps * std::min(s_.N, kSampleBlock); }
   int64_t x_row(int64_t step, int64_t n) const {
-    return step % plan_.steps * x_samples() + (keeps_all_x() ? n : n % kSampleBlock);
+    return (ahead_ ? step : step % plan_.steps) * x_samples() + (keeps_all_x() ? n : n % kSampleBlock);
+  }
+
+  // All gates of all steps. Every sum is the same chain as where the step's threads multiply.
+  void multiply_x_ahead() const {
+    const int64_t panel = plan_.panel(cell_.gates());
+    parallel_for(ceil_div(plan_.unit_vecs, panel), 1, [&](int64_t begin, int64_t end) {
+      pack_x(begin * panel, std::min(end * panel, plan_.unit_vecs));
+    });
+    const int64_t blocks = ceil_div(s_.N, kSampleBlock);
+    parallel_for(ceil_div(s_.T, plan_.steps) * blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t step = i / blocks * plan_.steps, n = i % blocks * kSampleBlock;
+        const int64_t samples = std::min(rows_.active(step, s_.N), n + kSampleBlock) - n;
+        if (samples > 0) multiply_x(at::get_thread_num(), 0, plan_.unit_vecs, step, n, samples);
+      }
+    });
   }
 
   // A thread's gates of some samples and of the steps for which there is room: x W_ih^T.
@@ -430,6 +459,7 @@ class Forward {
   acc_t *weights_x_ = nullptr, *bias_ = nullptr;
   acc_t* x_sums_ = nullptr;  // [rows at a time][unit vector][gate][lane]
   acc_t* x_ = nullptr;       // of each thread [rows at a time][I]
+  bool ahead_ = false;       // whether they are of all rows, and there before the first step
 };
 
 }  // namespace fastnn::FASTNN_BACKEND::recurrence

@@ -10,7 +10,9 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <utility>
 
 #include "../ops/recurrence.h"
 #include "../ops/recurrent_cell_math.h"
@@ -52,7 +54,7 @@ struct Plan {
   int64_t pitch;  // of states
   int64_t threads;
   bool few;
-  int64_t steps;  // of which a thread multiplies x at a time
+  int64_t steps;  // of which x is multiplied at a time
 
   explicit Plan(const Recurrence& s)
       : unit_vecs(ceil_div(s.H, L)),
@@ -63,9 +65,6 @@ struct Plan {
              std::max<int64_t>(1, s.cell.recurrent_blocks() * s.N * s.H * s.H / kMinStepMultiplyAdds)})),
         few(s.N <= kFewSamples),
         steps(std::max<int64_t>(1, kSampleBlock / std::max<int64_t>(1, s.N))) {}
-
-  // Whether x's products are as well in the threads' hands as in those of a product of its own.
-  bool occupies_all_threads() const { return threads == at::get_num_threads(); }
 
   // The share of a thread, in vectors of units.
   int64_t first(int64_t thread, int64_t members) const { return thread * unit_vecs / members; }
@@ -156,9 +155,15 @@ void multiply_few_rows(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pit
                                     multiply_few<acc_t, 1, 3>, multiply_few<acc_t, 1, 4>,
                                     multiply_few<acc_t, 1, 5>, multiply_few<acc_t, 1, 6>,
                                     multiply_few<acc_t, 1, 7>, multiply_few<acc_t, 1, 8>};
-  static constexpr Kernel kTwo[] = {multiply_few<acc_t, 2, 1>, multiply_few<acc_t, 2, 2>,
-                                    multiply_few<acc_t, 2, 3>, multiply_few<acc_t, 2, 4>};
-  const int64_t most = kWideVecs / rows;
+  static constexpr Kernel kTwo[] = {
+      multiply_few<acc_t, 2, 1>, multiply_few<acc_t, 2, 2>, multiply_few<acc_t, 2, 3>,
+      multiply_few<acc_t, 2, 4>,
+#if defined(CPU_CAPABILITY_AVX512)  // 16 sums in 32 registers
+      multiply_few<acc_t, 2, 5>, multiply_few<acc_t, 2, 6>, multiply_few<acc_t, 2, 7>,
+      multiply_few<acc_t, 2, 8>
+#endif
+  };
+  const int64_t most = rows == 1 ? kWideVecs : static_cast<int64_t>(std::size(kTwo));
   for (int64_t v = 0; v < vecs; v += most) {
     const int64_t here = std::min(most, vecs - v);
     (rows == 1 ? kOne : kTwo)[here - 1](a, a_pitch, b + v * kLanes<acc_t>, b_pitch, depth,
@@ -166,12 +171,43 @@ void multiply_few_rows(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pit
   }
 }
 
-// c = a b, of rows * (vecs vectors), by the tiles that the micro-kernel has.
+// Vectors of a tile of so many rows: of few rows as many as give enough chains, where there are registers.
+inline constexpr int tile_vecs(int64_t rows) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return rows <= 5 ? 4 : 2;
+#else
+  return kMaxVecs > 1 ? 2 : 1;
+#endif
+}
+
+template <typename acc_t>
+struct TileKernels {
+  static void multiply(int64_t rows, int64_t vecs, const Tile<acc_t>& tile) {
+    static constexpr auto kTable = table(std::make_integer_sequence<int, kMaxRows>());
+    kTable[static_cast<size_t>(rows - 1)][static_cast<size_t>(vecs - 1)](tile);
+  }
+
+ private:
+  using Kernel = void (*)(const Tile<acc_t>&);
+  using OfRows = std::array<Kernel, tile_vecs(1)>;
+
+  template <int rows, int... vec>
+  static constexpr OfRows of_rows(std::integer_sequence<int, vec...>) {
+    return {multiply_tile<acc_t, rows, std::min(vec + 1, tile_vecs(rows))>...};
+  }
+  template <int... row>
+  static constexpr std::array<OfRows, kMaxRows> table(std::integer_sequence<int, row...>) {
+    return {of_rows<row + 1>(std::make_integer_sequence<int, tile_vecs(1)>())...};
+  }
+};
+
+// c = a b, of rows * (vecs vectors), in tiles of about equal heights: a last one of a row or two would wait for
+// its own few chains as long as a whole one takes.
 template <typename acc_t>
 void multiply_block(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch, const acc_t* b, int64_t depth,
                     acc_t* c, int64_t c_pitch) {
   constexpr int64_t L = kLanes<acc_t>;
-  const int64_t b_pitch = vecs * L, most = kMaxVecs > 1 ? 2 : 1;
+  const int64_t b_pitch = vecs * L, tiles = ceil_div(rows, kMaxRows);
   if (kMaxVecs > 1 && rows <= kFewSamples) {
     multiply_few_rows(rows, vecs, a, a_pitch, b, b_pitch, depth, c, c_pitch);
     return;
@@ -179,8 +215,8 @@ void multiply_block(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch,
   // Of few rows the weights are met once: nothing is gained by going over them in parts.
   const int64_t step = rows > kMaxRows ? kDepthPiece : depth;
   for (int64_t d = 0; d < depth; d += step) {
-    for (int64_t done = 0, height; done < rows; done += height) {
-      height = tile_rows(rows - done);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t done = rows * i / tiles, height = rows * (i + 1) / tiles - done, most = tile_vecs(height);
       for (int64_t v = 0; v < vecs; v += most) {
         Tile<acc_t> tile{};
         tile.depth = std::min(step, depth - d);
@@ -192,7 +228,7 @@ void multiply_block(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pitch,
         tile.c = c + done * c_pitch + v * L;
         tile.c_pitch = c_pitch;
         tile.resume = d > 0;
-        multiply(height, std::min(most, vecs - v), tile);
+        TileKernels<acc_t>::multiply(height, std::min(most, vecs - v), tile);
       }
     }
   }

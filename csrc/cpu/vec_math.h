@@ -88,6 +88,7 @@ struct VectorMath {
   static Number within(const Number& x, float low, float high) {
     return (x > Number(low)) & (x < Number(high)) & Number(1);
   }
+  static Number above(const Number& x, float low) { return Number(1) - ((x <= Number(low)) & Number(1)); }
 };
 
 }  // namespace fastnn::FASTNN_BACKEND

@@ -30,6 +30,7 @@ struct CellMath {
   static FASTNN_HOST_DEVICE T within(T x, float low, float high) {
     return x > T(low) && x < T(high) ? T(1) : T(0);
   }
+  static FASTNN_HOST_DEVICE T above(T x, float low) { return x <= T(low) ? T(0) : T(1); }
 };
 
 }  // namespace fastnn::cuda

@@ -1,8 +1,8 @@
 // The formulas of ops/recurrent_cell.h, once for every backend and for derivatives of every order.
 //
 // S is a number or a vector of them. M is how a backend computes with it: number(double), sigmoid, tanh,
-// softsign, abs, clamp(x, low, high) (which keeps NaN) and within(x, low, high), 1 where low < x < high and 0
-// elsewhere.
+// softsign, abs, clamp(x, low, high) (which keeps NaN), within(x, low, high), 1 where low < x < high, and
+// above(x, low), 1 where x > low or NaN; 0 elsewhere.
 //
 // Each stage has forward and backward, the gradient of a scalar function of its inputs. Its derivative in a
 // direction is that function on dual numbers: the Hessian is symmetric, so the tangent of backward is the
@@ -52,11 +52,13 @@ struct DualMath {
     return {M::abs(x.v), x.d * (M::within(x.v, 0, kAll) - M::within(x.v, -kAll, 0))};
   }
   static FASTNN_HOST_DEVICE Number clamp(const Number& x, float low, float high) {
-    return {M::clamp(x.v, low, high), x.d * M::within(x.v, low, high)};
+    const bool ends = high < std::numeric_limits<float>::infinity();
+    return {M::clamp(x.v, low, high), x.d * (ends ? M::within(x.v, low, high) : M::above(x.v, low))};
   }
   static FASTNN_HOST_DEVICE Number within(const Number& x, float low, float high) {
     return {M::within(x.v, low, high), N(0)};
   }
+  static FASTNN_HOST_DEVICE Number above(const Number& x, float low) { return {M::above(x.v, low), N(0)}; }
 };
 
 template <typename M, typename S>
@@ -93,7 +95,7 @@ FASTNN_HOST_DEVICE S slope(GateActivation kind, const S& y) {
     case GateActivation::kHardTanh:
       return M::within(y, -1, 1);
     case GateActivation::kRelu:
-      return M::within(y, 0, std::numeric_limits<float>::infinity());
+      return M::above(y, 0);
     case GateActivation::kSoftsign: {
       const S rest = S(1) - M::abs(y);
       return rest * rest;

@@ -29,6 +29,7 @@ from fastnn.testing.cases import (
     MaxoutCase,
     MaxPool2dCase,
     PoolingCase,
+    RecurrenceCase,
 )
 from fastnn.testing.convolution_cases import (
     Conv1dCase,
@@ -41,6 +42,7 @@ from fastnn.testing.convolution_cases import (
     LocallyConnected2dCase,
 )
 from fastnn.testing.pooling_cases import Pair
+from fastnn.testing.recurrence_cases import GATES
 from fastnn.testing.reference import conv_padding, of_each, pair, pool_out_size
 
 EDGES = (15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
@@ -360,6 +362,31 @@ def _lstm_cell(random: Random) -> Drawn:
     return LstmCellCase, work, options | _values(random, "nonfinite", "huge")
 
 
+def _recurrence(random: Random) -> Drawn:
+    # Errors grow from step to step, as does their bound.
+    steps, rows = random.randint(1, 6), _batch(random)
+    inputs, hidden = _size(random, 65), _size(random, 65)
+    kind = random.choice(list(GATES))
+    work = max(rows, 1) * steps * GATES[kind] * hidden * (inputs + hidden)
+    if work > LARGEST_WORK:
+        return None
+    options = {
+        "kind": kind,
+        "steps": steps,
+        "rows": rows,
+        "input_size": inputs,
+        "hidden_size": hidden,
+        "bias": random.random() < 0.7,
+        "reverse": random.random() < 0.3,
+        "memory_efficient": random.random() < 0.3,
+    }
+    if rows and random.random() < 0.4:
+        options["lengths"] = tuple(random.randint(0, steps) for _ in range(rows))
+    # Gates that half types round to 0 or 1 turn an infinite gradient into NaN.
+    values = _values(random, "nonfinite")
+    return RecurrenceCase, work, options | values | ({"dtypes": PRECISE} if values["values"] == "nonfinite" else {})
+
+
 def _locally_connected(kind_of_case: type[ConvCase], rank: int, random: Random) -> Drawn:
     """A convolution without groups and with few positions, whose filters are as many times more."""
     drawn = _conv(kind_of_case, rank, random)
@@ -390,4 +417,5 @@ _DRAW: dict[str, Callable[[Random], Drawn]] = {
     "instance_norm": _instance_norm,
     "local_response_norm": _local_response_norm,
     "lstm_cell": _lstm_cell,
+    "recurrence": _recurrence,
 }

@@ -18,7 +18,7 @@ from fastnn.check.selection import Device, Plan, thread_count
 from fastnn.check.tally import Group, Run, Tally
 from fastnn.testing import trial
 from fastnn.testing.bounds import Bounded
-from fastnn.testing.cases import TORCH, BatchNormCase, Case
+from fastnn.testing.cases import TORCH, BatchNormCase, Case, RecurrenceCase
 from fastnn.testing.judge import Errors, find_fault, measure, same_bits
 from fastnn.testing.trial import SECOND
 
@@ -74,13 +74,16 @@ def direction_of(result: str) -> str:
     return SECOND if result.startswith(SECOND) else result
 
 
-def has_second_derivatives(case: Case, layout: str) -> bool:
+def has_second_derivatives(case: Case, dtype: torch.dtype, layout: str) -> bool:
     """Whether a case is checked for its second derivatives: small ones, for the oracle's are slow.
 
     Where the derivatives of a batch norm are the difference of large numbers a normwise bound means nothing. So batch
     statistics of two values are left out, for these are 1 and -1 once normalised, whatever they were; and gradients
-    that repeat one row, of which normalising leaves nothing.
+    that repeat one row, of which normalising leaves nothing. Nor does it in half types over steps that rectify, whose
+    rounding moves values over the kink.
     """
+    if isinstance(case, RecurrenceCase) and case.kind == "rnn_relu" and dtype.itemsize < 4:
+        return False
     if isinstance(case, BatchNormCase) and case.training:
         two_values = math.prod(case.shape) == 2 * case.shape[1]
         if two_values or layout == "expanded":
@@ -107,12 +110,16 @@ class _Runner:
         Args:
             expected: by part, what the oracle says of each result; filled where it is missing.
         """
-        for part in (FIRST, SECOND) if has_second_derivatives(self.case, self.run.layout) else (FIRST,):
+        for part in (FIRST, SECOND) if has_second_derivatives(self.case, self.dtype, self.run.layout) else (FIRST,):
             if part not in expected:
                 oracle = trial.expected_second_derivatives if part == SECOND else trial.expected
                 expected[part] = oracle(self.case, self.dtype, self.run.layout)
             self._check_fastnn(part, expected[part])
             self._check_torch(part, expected[part])
+
+    def _conditions(self, repetition: int) -> int:
+        """The run whose conditions this one has: the first one's where another number of threads changes bits."""
+        return 0 if self.case.framework_products and not self.device.emulated else repetition
 
     def _compute(self, part: str, functional: Any) -> tuple[Results, list[str]]:
         """Results by name, and the names of what was written and must not be."""
@@ -130,7 +137,7 @@ class _Runner:
         first: Results = {}
         for repetition in range(self.repeat):
             try:
-                with self.device.active(repetition, self.threads):
+                with self.device.active(self._conditions(repetition), self.threads):
                     results, modified = self._compute(part, fastnn.functional)
             except Exception as error:
                 for name in expected:
@@ -179,7 +186,8 @@ class _Runner:
         for name in expected:
             if not same_bits(first.get(name), results.get(name)):
                 self._group(name).bits_differ += 1
-                now, then = (self.device.conditions(number, self.threads) for number in (repetition, 0))
+                runs = (self._conditions(number) for number in (repetition, 0))
+                now, then = (self.device.conditions(number, self.threads) for number in runs)
                 what = f"other bits in run {repetition + 1} ({now}) than in the first ({then})"
                 more = [] if repetition == 1 else ["--repeat", str(repetition + 1)]
                 self.tally.fail(self.run, name, what, *more)

@@ -27,7 +27,7 @@ first-order, with the products of two errors kept where half types make them mat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -163,13 +163,39 @@ class Bounded:
         error = self.error + arithmetic.store * (self.value.abs() + self.error) + arithmetic.smallest
         return Bounded(self.value, error, self.u)
 
+    @staticmethod
+    def together(parts: Sequence[Bounded], axis: int) -> Bounded:
+        """Concatenated."""
+        values, errors = torch.cat([p.value for p in parts], axis), torch.cat([p.error for p in parts], axis)
+        return Bounded(values, errors, parts[0].u)
+
     def beside(self, other: Bounded) -> Bounded:
         """[m, k] and [m, l] as [m, k + l]."""
-        return Bounded(torch.cat([self.value, other.value], 1), torch.cat([self.error, other.error], 1), self.u)
+        return Bounded.together([self, other], 1)
+
+    def columns(self, blocks: int) -> list[Bounded]:
+        """[m, k] as so many of [m, k / blocks]."""
+        pairs = zip(self.value.chunk(blocks, 1), self.error.chunk(blocks, 1), strict=True)
+        return [Bounded(value, error, self.u) for value, error in pairs]
+
+    def where(self, mask: Tensor, other: Bounded) -> Bounded:
+        """These values where the mask is true, the other's elsewhere; an error counts where its value does."""
+        value, error = torch.where(mask, self.value, other.value), torch.where(mask, self.error, other.error)
+        return Bounded(value, error, self.u)
+
+    def either(self, other: Bounded) -> Bounded:
+        """The same values computed in two ways, of which either may be taken."""
+        return Bounded(self.value, torch.maximum(self.error, other.error), self.u)
 
     def view(self, *shape: int) -> Bounded:
         """The same values in another shape."""
         return Bounded(self.value.reshape(*shape), self.error.reshape(*shape), self.u)
+
+    def relu(self) -> Bounded:
+        """Rectified."""
+        # Of -inf nothing is left, whatever its error.
+        error = torch.where(self.value == -torch.inf, 0.0, self.error)
+        return Bounded(self.value.clamp(min=0), error, self.u)
 
     def transposed(self) -> Bounded:
         """[m, n] as [n, m]."""

@@ -18,12 +18,14 @@ from .cases import (
     MaxoutCase,
     MaxPool2dCase,
     PoolingCase,
+    RecurrenceCase,
 )
 from .cell_bounds import expected_lstm_cell
 from .convolution_bounds import expected_conv_transpose, expected_convolution, expected_locally_connected
 from .convolution_cases import ConvTransposeCase, LocallyConnectedCase
 from .normalisation_bounds import expected_batch_norm, expected_group_norm, expected_local_response_norm
 from .pooling_bounds import expected_max_pool2d, expected_maxout, expected_pooling
+from .recurrence_bounds import expected_recurrence
 
 __all__ = ["Bounded", "Expected", "expected", "repeated_terms", "tf32_products"]
 
@@ -53,6 +55,7 @@ def expected(case: Case, inputs: dict[str, Tensor], cotangents: list[Tensor | No
         InstanceNormCase: expected_group_norm,
         LocalResponseNormCase: expected_local_response_norm,
         LstmCellCase: expected_lstm_cell,
+        RecurrenceCase: expected_recurrence,
     }
     compute = next(oracle for kind, oracle in oracles.items() if isinstance(case, kind))
     exact = {name: tensor.detach().cpu().double().contiguous() for name, tensor in inputs.items()}

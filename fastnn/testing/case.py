@@ -109,6 +109,7 @@ class Case(abc.ABC):
         op: the op's name.
         outputs: names of its outputs, in order; the last ones may be missing.
         differentiable: names of the inputs that have gradients.
+        framework_products: whether some of its matrix products are torch's, whose bits vary with the number of threads.
         id: name in test ids, unique within the op.
         small: cheap enough for the emulator in every dtype and layout.
         crosses_tile: larger than a kernel's tile; the emulator runs it too.
@@ -119,6 +120,7 @@ class Case(abc.ABC):
     op: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
     differentiable: ClassVar[tuple[str, ...]]
+    framework_products: ClassVar[bool] = False
     id: str
     small: bool = False
     crosses_tile: bool = False

@@ -29,6 +29,7 @@ from fastnn.testing.normalisation_cases import (
     LocalResponseNormCase,
 )
 from fastnn.testing.pooling_cases import MAX_POOL2D, MAXOUT, POOLING, MaxoutCase, MaxPool2dCase, PoolingCase
+from fastnn.testing.recurrence_cases import RECURRENCE, RecurrenceCase, torch_recurrence
 
 __all__ = [
     "ACTIVATION",
@@ -47,6 +48,7 @@ __all__ = [
     "MAX_POOL2D",
     "POOLING",
     "PRECISE",
+    "RECURRENCE",
     "TORCH",
     "WIDE_RANGE",
     "ActivationCase",
@@ -61,6 +63,7 @@ __all__ = [
     "MaxPool2dCase",
     "MaxoutCase",
     "PoolingCase",
+    "RecurrenceCase",
     "affordable_in_emulator",
     "draw",
     "generator_for",
@@ -97,6 +100,26 @@ def _torch_response(input: Tensor, **options: Any) -> Tensor:
     return torch.nn.functional.local_response_norm(input.contiguous(), **options)
 
 
+def _torch_lstm(
+    input: Tensor, hx: tuple[Tensor, Tensor], *weights: Tensor | None, **options: Any
+) -> tuple[Tensor, ...]:
+    return torch_recurrence("lstm", input, hx, weights, **options)
+
+
+def _torch_gru(
+    input: Tensor, h0: Tensor, *weights: Tensor | None, reset_after: bool = True, **options: Any
+) -> tuple[Tensor, ...]:
+    if not reset_after and not input.is_meta:
+        raise RuntimeError("torch has no GRU that resets before its product")
+    return torch_recurrence("gru", input, (h0,), weights, **options)
+
+
+def _torch_rnn(
+    input: Tensor, h0: Tensor, *weights: Tensor | None, nonlinearity: str = "tanh", **options: Any
+) -> tuple[Tensor, ...]:
+    return torch_recurrence(f"rnn_{nonlinearity}", input, (h0,), weights, **options)
+
+
 # The namespace with which ``apply`` runs a case on torch's own kernels.
 TORCH = SimpleNamespace(
     locally_connected1d=reference.locally_connected,  # torch has none
@@ -116,6 +139,9 @@ TORCH = SimpleNamespace(
     batch_norm_relu=_torch_activated,
     batch_norm_add_relu=_torch_activated_sum,
     lstm_cell=torch.lstm_cell,
+    lstm=_torch_lstm,
+    gru=_torch_gru,
+    rnn=_torch_rnn,
     **{
         name: getattr(torch.nn.functional, name)
         for stem in ("max_pool", "max_unpool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
@@ -136,6 +162,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "instance_norm": INSTANCE_NORM,
     "local_response_norm": LOCAL_RESPONSE_NORM,
     "lstm_cell": LSTM_CELL,
+    "recurrence": RECURRENCE,
 }
 
 

@@ -23,7 +23,7 @@ def activation(name: str, x: Tensor) -> Tensor:
         "hard_sigmoid": lambda: torch.maximum(torch.minimum(x / 6 + 0.5, above), below),
         "tanh": lambda: 1 - 2 / (torch.exp(2 * x) + 1),
         "hard_tanh": lambda: torch.maximum(torch.minimum(x, above), -above),
-        "relu": lambda: torch.where(x > 0, x, below),
+        "relu": lambda: torch.where(x <= 0, below, x),
         "softsign": lambda: x / (1 + x.abs()),
         "identity": lambda: x,
     }[name]()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import bounds, pooling_bounds, reference
+from . import bounds, pooling_bounds, recurrence_bounds, reference
 from .bounds import Bounded
 from .cases import TORCH, Case, ConvCase, generator_for, lay_out
 from .convolution_cases import ConvTransposeCase, LocallyConnectedCase
@@ -156,6 +156,8 @@ def oracle(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
         return (reference.group_norm(inputs["input"], groups, inputs.get("weight"), inputs.get("bias"), case.eps),)
     if case.op == "local_response_norm":
         return (reference.local_response_norm(inputs["input"], **case.options),)
+    if case.op == "recurrence":
+        return recurrence_bounds.recurrence(case, inputs)
     names = ("w_ih", "w_hh", "b_ih", "b_hh")
     return reference.lstm_cell(inputs["input"], (inputs["hx"], inputs["cx"]), *(inputs.get(n) for n in names))
 
