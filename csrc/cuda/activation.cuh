@@ -54,7 +54,7 @@ struct ActivationOf {
 
   // The same to the bit, by a call where it is costly.
   __device__ __forceinline__ acc_t value_by_call(acc_t z) const {
-    if (kind == Activation::kRectify) return Math::if_positive(z, z, alpha == acc_t(0) ? acc_t(0) : alpha * z);
+    if (kind == Activation::kRectify) return rectified(z, positive(z));
     return called_activation_value(kind, alpha, z);
   }
 

@@ -101,7 +101,6 @@ class RecurrentLayer(torch.nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | None, **wanted: bool
     ) -> tuple[list[Any], Any]:
         """The outputs of every step, of which ``wanted`` may ask for more, and the last states."""
-        self._update_flat_weights()
         name = type(self).__name__
         if isinstance(input, PackedSequence):
             if lengths is not None:
@@ -149,6 +148,7 @@ class RecurrentLayer(torch.nn.RNNBase):
     ) -> tuple[list[Tensor], Any]:
         """All layers, of ``[T, N, I]`` or packed rows."""
         directions = 2 if self.bidirectional else 1
+        several = self.num_layers * directions > 1  # one layer's states are views, which cost nothing
         states, last = self._split_states(hx), []
         outputs: list[Tensor] = [input]
         for layer in range(self.num_layers):
@@ -159,7 +159,7 @@ class RecurrentLayer(torch.nn.RNNBase):
                 index = layer * directions + direction
                 y, *rest = self._call_compute(
                     outputs[0],
-                    tuple(state[index] for state in states),
+                    tuple(state[index] for state in states) if several else tuple(state.squeeze(0) for state in states),
                     self._weights_of(index),
                     batch_sizes=batch_sizes,
                     lengths=lengths,
@@ -169,7 +169,8 @@ class RecurrentLayer(torch.nn.RNNBase):
                 last.append(rest[: len(states)])
                 made.append([y, *rest[len(states) :]])
             outputs = [each[0] if directions == 1 else torch.cat(each, -1) for each in zip(*made, strict=True)]
-        return outputs, self._join_states(tuple(torch.stack(each) for each in zip(*last, strict=True)))
+        join = torch.stack if several else lambda of_layers: of_layers[0].unsqueeze(0)
+        return outputs, self._join_states(tuple(join(each) for each in zip(*last, strict=True)))
 
 
 # ---- cells --------------------------------------------------------------------------------------------------
