@@ -2,7 +2,11 @@
 // ascending order in each row and column.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "average_pool_forward.h"
+#include "cache_hints.h"
 
 namespace fastnn::FASTNN_BACKEND::pool {
 
@@ -169,45 +173,68 @@ void average_pool_backward_rows(const AveragePoolBackwardParams& p) {
   });
 }
 
-// A thread owns positions of grad_x, a vector W channels of one position.
+// A thread owns rows of grad_x, a vector W channels of one position. What a position is given, and by which
+// factor, is found once for all its channels.
 template <typename scalar_t, bool kPower>
 void average_pool_backward_channels_last(const AveragePoolBackwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
+  constexpr int64_t W = kLanes<acc_t>;
   const PoolGeometry& g = p.geometry;
   const Power<acc_t, kPower> power(p.options);
   const Divisors<acc_t> divisors(g, p.options);
-  const int64_t blocks = ceil_div(g.C, kChannelBlock), inputs = volume(g.in), outputs = volume(g.out);
+  const int64_t outputs = volume(g.out);
+  scalar_t* const grad_x = static_cast<scalar_t*>(p.grad_x);
+  const bool stream = streams_lines(grad_x, g.N * volume(g.in) * g.C) && g.C % W == 0;
+  PoolGeometry inputs = g;  // for walking along the rows of x as along those of y
+  std::copy(g.in, g.in + kSpatialDims, inputs.out);
+  struct Given {
+    int64_t at;
+    acc_t factor;
+  };
 
-  parallel_for(g.N * inputs * blocks, grain(2 * std::min(g.C, kChannelBlock)), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t i = t / blocks, from = t % blocks * kChannelBlock;
-      const int64_t row = i / g.in[2], n_image = i / inputs;
-      const PoolRange ds = pool_cover(g, 0, row / g.in[1] % g.in[0]), hs = pool_cover(g, 1, row % g.in[1]);
-      const PoolRange ws = pool_cover(g, 2, i % g.in[2]);
-      const int64_t to = std::min(g.C, from + kChannelBlock);
-      alignas(64) acc_t sums[kChannelBlock];
-      std::fill(sums, sums + kChannelBlock, acc_t(0));
-      for (int64_t od = ds.begin; od < ds.end; ++od) {
-        for (int64_t oh = hs.begin; oh < hs.end; ++oh) {
-          const acc_t rows = divisors.of_rows(od, oh);
-          for (int64_t ow = ws.begin; ow < ws.end; ++ow) {
-            const V factor(divisors.numerator / (rows * divisors.of_column(ow)));
-            const int64_t at = (n_image * outputs + (od * g.out[1] + oh) * g.out[2] + ow) * g.C;
-            for_each_vector<acc_t>(from, to, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
-              acc_t* const sum = sums + c - from;
-              (V::loadu(sum) + given<scalar_t, kPower>(p, power, at + c, n) * factor).store(sum);
-            });
+  parallel_for(g.N * g.in[0] * g.in[1], grain(2 * g.in[2] * g.C), [&](int64_t begin, int64_t end) {
+    std::vector<Given> gives;
+    OutputRow row(inputs, begin);
+    for (int64_t r = begin; r < end; ++r, row.next(inputs)) {
+      const PoolRange ds = pool_cover(g, 0, row.d), hs = pool_cover(g, 1, row.h);
+      for (int64_t iw = 0; iw < g.in[2]; ++iw) {
+        const PoolRange ws = pool_cover(g, 2, iw);
+        gives.clear();
+        for (int64_t od = ds.begin; od < ds.end; ++od) {
+          for (int64_t oh = hs.begin; oh < hs.end; ++oh) {
+            const acc_t rows = divisors.of_rows(od, oh);
+            for (int64_t ow = ws.begin; ow < ws.end; ++ow) {
+              gives.push_back({(row.plane * outputs + (od * g.out[1] + oh) * g.out[2] + ow) * g.C,
+                               divisors.numerator / (rows * divisors.of_column(ow))});
+            }
           }
         }
+        const int64_t place = (r * g.in[2] + iw) * g.C;
+        for_each_vectors<acc_t>(0, g.C, [&](int64_t c, auto vectors, int64_t n) __attribute__((always_inline)) {
+          V sums[vectors];
+          for (V& sum : sums) sum = V(0);
+          for (const Given& give : gives) {
+            const V factor(give.factor);
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; ++v)
+              sums[v] = sums[v] + given<scalar_t, kPower>(p, power, give.at + c + v * W, n) * factor;
+          }
+#pragma GCC unroll 8
+          for (int v = 0; v < vectors; ++v) {
+            const int64_t at = place + c + v * W;
+            if constexpr (kPower)
+              sums[v] = sums[v] * power.slope(load_acc(static_cast<const scalar_t*>(p.x) + at, n));
+            if (stream) {
+              store_stream(grad_x + at, sums[v]);
+            } else {
+              store_acc(grad_x + at, sums[v], n);
+            }
+          }
+        });
       }
-      for_each_vector<acc_t>(from, to, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
-        V sum = V::loadu(sums + c - from);
-        if constexpr (kPower)
-          sum = sum * power.slope(load_acc(static_cast<const scalar_t*>(p.x) + i * g.C + c, n));
-        store_acc(static_cast<scalar_t*>(p.grad_x) + i * g.C + c, sum, n);
-      });
     }
+    if (stream) end_stream();
   });
 }
 

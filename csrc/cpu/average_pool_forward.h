@@ -277,11 +277,29 @@ void average_pool_forward_rows(const AveragePoolForwardParams& p) {
 // that one image of one position occupies several threads.
 inline constexpr int64_t kChannelBlock = 256;
 
+// Vectors of channels whose sums stay in registers: of fewer, a position's line would be waited for by itself.
+inline constexpr int kSumVectors = 8;
+
+// f(first channel, vectors, channels of the last one) for [from, to), kSumVectors at a time and what is left
+// one by one. `vectors` is a constant.
+template <typename acc_t, typename F>
+inline __attribute__((always_inline)) void for_each_vectors(int64_t from, int64_t to, const F& f) {
+  constexpr int64_t W = kLanes<acc_t>;
+  int64_t c = from;
+  for (; c + kSumVectors * W <= to; c += kSumVectors * W) f(c, std::integral_constant<int, kSumVectors>{}, W);
+  for (; c + kSumVectors / 2 * W <= to; c += kSumVectors / 2 * W)
+    f(c, std::integral_constant<int, kSumVectors / 2>{}, W);
+  for_each_vector<acc_t>(c, to, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    f(i, std::integral_constant<int, 1>{}, n);
+  });
+}
+
 // A thread owns positions of y, a vector W channels of one position.
 template <typename scalar_t, bool kPower>
 void average_pool_forward_channels_last(const AveragePoolForwardParams& p) {
   using acc_t = acc_type<scalar_t>;
   using V = Vec<acc_t>;
+  constexpr int64_t W = kLanes<acc_t>;
   const PoolGeometry& g = p.geometry;
   const Power<acc_t, kPower> power(p.options);
   const Divisors<acc_t> divisors(g, p.options);
@@ -298,18 +316,24 @@ void average_pool_forward_channels_last(const AveragePoolForwardParams& p) {
       const V divisor(divisors.of_rows(at.d, at.h) * divisors.of_column(ow));
       const V ratio = V(divisors.numerator) / divisor;
       scalar_t* const y = static_cast<scalar_t*>(p.y) + o * g.C;
-      for_each_vector<acc_t>(from, std::min(g.C, from + kChannelBlock),
-                             [&](int64_t c, int64_t n) __attribute__((always_inline)) {
-                               V sum(0);
-                               for (int64_t d = ds.begin; d < ds.end; ++d) {
-                                 for (int64_t h = hs.begin; h < hs.end; ++h) {
-                                   const scalar_t* tap = x + ((d * g.in[1] + h) * g.in[2] + ws.begin) * g.C + c;
-                                   for (int64_t w = ws.begin; w < ws.end; ++w, tap += g.C)
-                                     sum = sum + power.of(load_acc(tap, n));
-                                 }
-                               }
-                               store_acc(y + c, kPower ? power.root(sum * ratio) : sum / divisor, n);
-                             });
+      for_each_vectors<acc_t>(
+          from, std::min(g.C, from + kChannelBlock),
+          [&](int64_t c, auto vectors, int64_t n) __attribute__((always_inline)) {
+            V sums[vectors];
+            for (V& sum : sums) sum = V(0);
+            for (int64_t d = ds.begin; d < ds.end; ++d) {
+              for (int64_t h = hs.begin; h < hs.end; ++h) {
+                const scalar_t* tap = x + ((d * g.in[1] + h) * g.in[2] + ws.begin) * g.C + c;
+                for (int64_t w = ws.begin; w < ws.end; ++w, tap += g.C) {
+#pragma GCC unroll 8
+                  for (int v = 0; v < vectors; ++v) sums[v] = sums[v] + power.of(load_acc(tap + v * W, n));
+                }
+              }
+            }
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; ++v)
+              store_acc(y + c + v * W, kPower ? power.root(sums[v] * ratio) : sums[v] / divisor, n);
+          });
     }
   });
 }
