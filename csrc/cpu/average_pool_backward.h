@@ -173,8 +173,8 @@ void average_pool_backward_rows(const AveragePoolBackwardParams& p) {
   });
 }
 
-// A thread owns rows of grad_x, a vector W channels of one position. What a position is given, and by which
-// factor, is found once for all its channels.
+// A thread owns positions of grad_x, a vector W channels of one position. What a position is given, and by
+// which factor, is found once for all its channels.
 template <typename scalar_t, bool kPower>
 void average_pool_backward_channels_last(const AveragePoolBackwardParams& p) {
   using acc_t = acc_type<scalar_t>;
@@ -193,12 +193,13 @@ void average_pool_backward_channels_last(const AveragePoolBackwardParams& p) {
     acc_t factor;
   };
 
-  parallel_for(g.N * g.in[0] * g.in[1], grain(2 * g.in[2] * g.C), [&](int64_t begin, int64_t end) {
+  parallel_for(g.N * volume(g.in), grain(2 * g.C), [&](int64_t begin, int64_t end) {
     std::vector<Given> gives;
-    OutputRow row(inputs, begin);
-    for (int64_t r = begin; r < end; ++r, row.next(inputs)) {
+    OutputRow row(inputs, begin / g.in[2]);
+    int64_t iw = begin % g.in[2];
+    for (int64_t i = begin; i < end; row.next(inputs), iw = 0) {
       const PoolRange ds = pool_cover(g, 0, row.d), hs = pool_cover(g, 1, row.h);
-      for (int64_t iw = 0; iw < g.in[2]; ++iw) {
+      for (; iw < g.in[2] && i < end; ++iw, ++i) {
         const PoolRange ws = pool_cover(g, 2, iw);
         gives.clear();
         for (int64_t od = ds.begin; od < ds.end; ++od) {
@@ -210,7 +211,7 @@ void average_pool_backward_channels_last(const AveragePoolBackwardParams& p) {
             }
           }
         }
-        const int64_t place = (r * g.in[2] + iw) * g.C;
+        const int64_t place = i * g.C;
         for_each_vectors<acc_t>(0, g.C, [&](int64_t c, auto vectors, int64_t n) __attribute__((always_inline)) {
           V sums[vectors];
           for (V& sum : sums) sum = V(0);

@@ -150,8 +150,8 @@ class TasksAhead {
   FetchAhead ahead_[kTensors];
 };
 
-// reduce(task, slot, chunk, c_begin, c_end), finish(task, slot) and apply(task, slot, unit) for every unit of a
-// task: channels of planes, or rows. prepare(task, slot) comes before the task's first reduce.
+// reduce(task, slot, chunk, c_begin, c_end), finish(task, slot) and apply(task, slot, begin, end) for all units
+// of a task: channels of planes, or rows. prepare(task, slot) comes before the task's first reduce.
 template <typename acc_t, int kTensors, typename Prepare, typename Reduce, typename Finish, typename Apply>
 void walk_tasks(const Tasks<acc_t>& tasks, const Plan& reduced, Direction direction,
                 const Tensors<kTensors>& tensors, int64_t element_bytes, char* slots, const Prepare& prepare,

@@ -18,7 +18,7 @@ namespace fastnn::FASTNN_BACKEND::recurrence {
 
 // Of layers whose steps keep fewer threads busy than there are, x is multiplied before the first step, by all
 // of them, where the products are no more than this.
-inline constexpr int64_t kAheadBytes = 4 << 20;
+inline constexpr int64_t kAheadBytes = 16 << 20;
 
 // kPlain: an LSTM without options.
 template <typename scalar_t, CellKind kKind, bool kPlain = false>
