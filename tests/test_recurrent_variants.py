@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastnn
 from fastnn import functional as F
+from fastnn.nn.recurrent_options import _shares_of_old
 from fastnn.testing import recurrent_reference as reference
 
 VARIANTS = {
@@ -730,3 +731,18 @@ def test_the_oracle_by_hand():
     mut = {"weight_ih": 0 * weights["weight_hh"][:2], "weight_hh": weights["weight_hh"][:2]}
     (h,) = reference.mut_step(one, 4 * one, mut, variant=1)
     assert h.item() == pytest.approx(0.5 * torch.tanh(torch.tanh(one)).item() + 0.5 * 4)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.1, 0.5, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_zoneouts_masks_are_as_frequent_as_their_rate(rate, dtype):
+    like = torch.empty(50, 64, 3, dtype=dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        mask = _shares_of_old(rate, like, 512, training=True)
+        torch.manual_seed(5)
+        assert torch.equal(mask, _shares_of_old(rate, like, 512, training=True))
+    assert mask.shape == (50, 64, 512)
+    assert mask.dtype == dtype
+    assert ((mask == 0) | (mask == 1)).all()
+    assert abs(mask.double().mean().item() - rate) <= 6 * (rate * (1 - rate) / mask.numel()) ** 0.5 + 2**-30
