@@ -35,12 +35,13 @@ def test_same_bits_on_repeat(case, dtype, layout, backend):
     check_repeatable(case, dtype, layout, backend.device, backend.repetitions(), threads=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in RECURRENCE if c.steps > 3 and c.rows], ids=str)
+@grid(
+    [case for case in RECURRENCE if case.steps > 3 and case.rows],
+    dtypes=(torch.float64, torch.float32, torch.bfloat16),
+    layouts=None,
+)
 def test_what_comes_out_does_not_depend_on_the_number_of_threads(case, dtype):
     """The gradients of weights and inputs are torch's products, which may."""
-    if dtype not in case.dtypes:
-        pytest.skip("no values of this case in this type")
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -66,34 +67,42 @@ def test_gradient_subsets(case, dtype, backend):
     check_gradient_subsets(case, dtype, backend.device)
 
 
-@pytest.mark.parametrize("shape", [(4, 0), (0, 3), (2, 0)], ids=str)
-@pytest.mark.parametrize("lengths", [False, True])
-def test_nothing_to_compute_has_derivatives(shape, lengths, backend):
-    """No samples, no steps, or only sequences of length 0: states pass through, all other gradients are zeros."""
-    steps, samples = shape
+LAYERS = {
+    "lstm": (F.lstm, 4, ("h0", "c0"), {}),
+    "projected": (F.lstm, 4, ("h0", "c0"), {"w_hr": (5, 5)}),
+    "peephole": (F.lstm, 4, ("h0", "c0"), {"peephole": (3, 5)}),
+    "gru": (F.gru, 3, ("h0",), {}),
+    "rnn": (F.rnn, 1, ("h0",), {}),
+}
+
+
+@pytest.mark.parametrize(("steps", "samples", "lengths"), [(4, 0, False), (0, 3, False), (2, 0, True), (4, 3, True)])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_nothing_to_compute_has_derivatives(layer, steps, samples, lengths, backend):
+    """No samples, no steps, or sequences of length 0 alone: states pass through, all other gradients are zeros."""
+    function, gates, names, more = LAYERS[layer]
+    sizes = {"x": (steps, samples, 3), **dict.fromkeys(names, (samples, 5)), "w": (gates * 5, 3), "u": (gates * 5, 5)}
+    leaves = {
+        name: torch.randn(size, device=backend.device, requires_grad=True)
+        for name, size in (sizes | {"b": (gates * 5,)} | more).items()
+    }
+    states = tuple(leaves[name] for name in names)
     options = {"lengths": torch.zeros(samples, dtype=torch.long)} if lengths else {}
-    x, h, c, w, u, b = (
-        torch.randn(size, device=backend.device, requires_grad=True)
-        for size in ((steps, samples, 3), (samples, 5), (samples, 5), (20, 3), (20, 5), (20,))
+    y, *last = function(
+        leaves["x"],
+        states if len(states) > 1 else states[0],
+        *(leaves[name] for name in "wub"),
+        **options,
+        **{name: leaves[name] for name in more},
     )
-    y, h_n, c_n = F.lstm(x, (h, c), w, u, b, **options)
     assert y.shape == (steps, samples, 5)
-    assert torch.equal(h_n, h)
-    assert torch.equal(c_n, c)
-    gradients = torch.autograd.grad(y.sum() + h_n.sum() + c_n.sum(), (x, h, c, w, u, b), create_graph=True)
-    for leaf, grad in zip((x, h, c, w, u, b), gradients, strict=True):
-        assert torch.equal(grad, torch.ones_like(leaf) if leaf is h or leaf is c else torch.zeros_like(leaf))
-
-
-def test_sequences_of_length_0_alone_pass_their_states_through(backend):
-    x, h = torch.randn(4, 3, 2, device=backend.device), torch.randn(3, 5, device=backend.device, requires_grad=True)
-    w, u = torch.randn(15, 2, device=backend.device, requires_grad=True), torch.randn(15, 5, device=backend.device)
-    y, h_n = F.gru(x, h, w, u, lengths=torch.zeros(3, dtype=torch.long))
     assert not y.any()
-    assert torch.equal(h_n, h)
-    by_w, by_h = torch.autograd.grad(y.sum() + h_n.sum(), (w, h))
-    assert not by_w.any()
-    assert torch.equal(by_h, torch.ones_like(h))
+    for state, then in zip(last, states, strict=True):
+        assert torch.equal(state, then)
+    total = y.sum() + sum(state.sum() for state in last)
+    gradients = torch.autograd.grad(total, tuple(leaves.values()), create_graph=True)
+    for (name, leaf), grad in zip(leaves.items(), gradients, strict=True):
+        assert torch.equal(grad, torch.ones_like(leaf) if name in names else torch.zeros_like(leaf)), name
 
 
 @pytest.mark.parametrize("steps", [1, 6])

@@ -136,9 +136,7 @@ struct LayerNode final : Node {  // of the kInputs inputs; outputs y, h_n, and o
     if (outputs.empty() || wanted.empty()) return result;
     const variable_list found = torch::autograd::grad(outputs, wanted, directions, /*retain_graph=*/again,
                                                       /*create_graph=*/again, /*allow_unused=*/true);
-    // Of no steps there is nothing that leads to the weights.
-    for (size_t i = 0; i < places.size(); ++i)
-      result[places[i]] = found[i].defined() ? found[i] : at::zeros_like(wanted[i]);
+    for (size_t i = 0; i < places.size(); ++i) result[places[i]] = found[i];
     return result;
   }
 };
@@ -237,7 +235,6 @@ bool has_recurrence(const LayerTensors& t, const RecurrentCell& cell, const Step
   const bool normalises = t.norm_h.has_value() || t.norm_c_weight.has_value();
   const bool backward = at::GradMode::is_enabled();
   if (steps != nullptr) {
-    if (steps->T == 0) return true;  // there is nothing to compute
     return steps->T > kFewSteps &&
            kernels_fit(t.input, cell, steps->N, t.w_hh.size(1), steps->T, normalises, backward);
   }

@@ -235,10 +235,7 @@ EightTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
   at::Tensor h_n = at::empty({steps.N, H}, options);
   at::Tensor c_n = cell.has_c() ? at::empty_like(h_n) : absent(options);
   BackendCall call(input);
-  if (steps.T == 0) {
-    h_n.copy_(h0);
-    if (cell.has_c()) c_n.copy_(*c0);
-  } else if (h_n.numel() > 0) {
+  if (h_n.numel() > 0) {
     at::Tensor tables, shares[2];
     const at::Tensor h_begin = h0.contiguous(), c_begin = cell.has_c() ? c0->contiguous() : at::Tensor();
     const at::Tensor p_dense = cell.peephole ? peephole->contiguous() : at::Tensor();
@@ -418,7 +415,7 @@ TwelveTensors recurrence_layer_backward(
              grad_norm_c_weight = made_where(norm_c_weight.has_value(), H),
              grad_norm_c_bias = made_where(norm_c_weight.has_value(), H);
   BackendCall call(input);
-  if (h0.numel() > 0 && steps.T > 0) {
+  if (h0.numel() > 0) {
     at::Tensor tables, shares[2];
     const at::Tensor h_begin = h0.contiguous(), c_begin = cell.has_c() ? c0->contiguous() : at::Tensor();
     const at::Tensor p_dense = cell.peephole ? peephole->contiguous() : at::Tensor();
@@ -458,11 +455,6 @@ TwelveTensors recurrence_layer_backward(
     p.grad_peephole = grad_peephole.numel() > 0 ? call.output(grad_peephole) : nullptr;
     call(&Backend::recurrence_backward, &Backend::recurrence_backward_workspace, p);
   } else {
-    const auto pass_on = [](const at::Tensor& grad, at::Tensor& to) {
-      grad.defined() ? to.copy_(grad) : to.zero_();
-    };
-    pass_on(grads[1], grad_h0);
-    if (cell.has_c()) pass_on(grads[2], grad_c0);
     for (const at::Tensor& t :
          {grad_peephole, grad_norm_x, grad_bias, grad_norm_h, grad_norm_c_weight, grad_norm_c_bias})
       t.zero_();

@@ -182,7 +182,9 @@ SteppedLayer step_through(const LayerTensors& t, const RecurrentCell& cell, cons
     cut(state.h, h_last);
     if (has_c) cut(state.c, c_last);
   };
-  for (int64_t time = 0; time < steps.T; ++time) {
+  // Where no sample has a step, one step of none: what is returned then has the derivatives that it should
+  // have.
+  for (int64_t time = 0; time < std::max<int64_t>(1, steps.T); ++time) {
     const int64_t active = steps.active(time);
     end(active);
     Indices rows(active);
@@ -205,16 +207,15 @@ SteppedLayer step_through(const LayerTensors& t, const RecurrentCell& cell, cons
     for (int64_t n = 0; n < steps.N; ++n) place[steps.state_rows[n]] = n;
     return rows_of(sorted, place);
   };
-  // Of no steps the outputs are rows of what the states begin with, of which there are none.
-  const auto by_row = [&](const std::vector<at::Tensor>& parts, const at::Tensor& like) {
-    at::Tensor all = parts.empty() ? like.narrow(0, 0, 0) : at::cat(parts);
+  const auto by_row = [&](const std::vector<at::Tensor>& parts) {
+    at::Tensor all = at::cat(parts);
     if (!std::is_sorted(order.begin(), order.end())) {
       all = at::zeros_like(all).index_copy(0, index_tensor(order, x), all);
     }
     return all;
   };
-  return {by_row(y, t.h0), by_caller(h_last, t.h0), has_c ? by_caller(c_last, *t.c0) : at::Tensor(),
-          has_c && want_c ? by_row(c, *t.c0) : at::Tensor()};
+  return {by_row(y), by_caller(h_last, t.h0), has_c ? by_caller(c_last, *t.c0) : at::Tensor(),
+          has_c && want_c ? by_row(c) : at::Tensor()};
 }
 
 }  // namespace fastnn::bindings

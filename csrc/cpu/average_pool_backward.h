@@ -217,12 +217,11 @@ void average_pool_backward_channels_last(const AveragePoolBackwardParams& p) {
           for (V& sum : sums) sum = V(0);
           for (const Given& give : gives) {
             const V factor(give.factor);
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v)
+            for_each_constant<vectors>([&](auto v) __attribute__((always_inline)) {
               sums[v] = sums[v] + given<scalar_t, kPower>(p, power, give.at + c + v * W, n) * factor;
+            });
           }
-#pragma GCC unroll 8
-          for (int v = 0; v < vectors; ++v) {
+          for_each_constant<vectors>([&](auto v) __attribute__((always_inline)) {
             const int64_t at = place + c + v * W;
             if constexpr (kPower)
               sums[v] = sums[v] * power.slope(load_acc(static_cast<const scalar_t*>(p.x) + at, n));
@@ -231,7 +230,7 @@ void average_pool_backward_channels_last(const AveragePoolBackwardParams& p) {
             } else {
               store_acc(grad_x + at, sums[v], n);
             }
-          }
+          });
         });
       }
     }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "average_pool_power.h"
+#include "constant_loop.h"
 #include "max_pool_geometry.h"
 #include "parallel.h"
 
@@ -280,8 +282,8 @@ inline constexpr int64_t kChannelBlock = 256;
 // Vectors of channels whose sums stay in registers: of fewer, a position's line would be waited for by itself.
 inline constexpr int kSumVectors = 8;
 
-// f(first channel, vectors, channels of the last one) for [from, to), kSumVectors at a time and what is left
-// one by one. `vectors` is a constant.
+// f(first channel, vectors, channels of the last one) for [from, to): kSumVectors at a time, then half of that,
+// and what is left one by one. `vectors` is a constant.
 template <typename acc_t, typename F>
 inline __attribute__((always_inline)) void for_each_vectors(int64_t from, int64_t to, const F& f) {
   constexpr int64_t W = kLanes<acc_t>;
@@ -325,14 +327,15 @@ void average_pool_forward_channels_last(const AveragePoolForwardParams& p) {
               for (int64_t h = hs.begin; h < hs.end; ++h) {
                 const scalar_t* tap = x + ((d * g.in[1] + h) * g.in[2] + ws.begin) * g.C + c;
                 for (int64_t w = ws.begin; w < ws.end; ++w, tap += g.C) {
-#pragma GCC unroll 8
-                  for (int v = 0; v < vectors; ++v) sums[v] = sums[v] + power.of(load_acc(tap + v * W, n));
+                  for_each_constant<vectors>([&](auto v) __attribute__((always_inline)) {
+                    sums[v] = sums[v] + power.of(load_acc(tap + v * W, n));
+                  });
                 }
               }
             }
-#pragma GCC unroll 8
-            for (int v = 0; v < vectors; ++v)
+            for_each_constant<vectors>([&](auto v) __attribute__((always_inline)) {
               store_acc(y + c + v * W, kPower ? power.root(sums[v] * ratio) : sums[v] / divisor, n);
+            });
           });
     }
   });

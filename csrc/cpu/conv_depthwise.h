@@ -18,10 +18,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
-#include <utility>
 
 #include "../ops/conv.h"
+#include "constant_loop.h"
 #include "conv_activation.h"
 #include "conv_product.h"
 #include "dispatch.h"
@@ -38,15 +37,6 @@ inline constexpr int64_t kMinDepthwisePerThread = 1 << 18;
 
 // Sums of products in grad_weight have at most this many terms; they are then added to a chain of such sums.
 inline constexpr int64_t kMaxTermsPerSum = 256;
-
-// Calls f(integral_constant<int, i>) for i in [0, n). A loop that is unrolled after the compiler has decided
-// which arrays become registers leaves them in memory; this one is gone before.
-template <int n, typename F>
-inline __attribute__((always_inline)) void for_each_constant(const F& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, i>{}), ...);
-  }(std::make_integer_sequence<int, n>{});
-}
 
 // The taps that reach some of the positions of one dimension: those with position % residues == residue. The
 // j-th of them reads coordinate j * step + origin + t * move for tap t, if that lies inside.

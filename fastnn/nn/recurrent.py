@@ -148,8 +148,8 @@ class RecurrentLayer(torch.nn.RNNBase):
     ) -> tuple[list[Tensor], Any]:
         """All layers, of ``[T, N, I]`` or packed rows."""
         directions = 2 if self.bidirectional else 1
-        several = self.num_layers * directions > 1  # one layer's states are views, which cost nothing
         states, last = self._split_states(hx), []
+        first = list(zip(*(state.unbind() for state in states), strict=True))
         outputs: list[Tensor] = [input]
         for layer in range(self.num_layers):
             if layer > 0 and self.dropout > 0:
@@ -159,7 +159,7 @@ class RecurrentLayer(torch.nn.RNNBase):
                 index = layer * directions + direction
                 y, *rest = self._call_compute(
                     outputs[0],
-                    tuple(state[index] for state in states) if several else tuple(state.squeeze(0) for state in states),
+                    first[index],
                     self._weights_of(index),
                     batch_sizes=batch_sizes,
                     lengths=lengths,
@@ -169,8 +169,8 @@ class RecurrentLayer(torch.nn.RNNBase):
                 last.append(rest[: len(states)])
                 made.append([y, *rest[len(states) :]])
             outputs = [each[0] if directions == 1 else torch.cat(each, -1) for each in zip(*made, strict=True)]
-        join = torch.stack if several else lambda of_layers: of_layers[0].unsqueeze(0)
-        return outputs, self._join_states(tuple(join(each) for each in zip(*last, strict=True)))
+        joined = (torch.stack(each) if len(each) > 1 else each[0].unsqueeze(0) for each in zip(*last, strict=True))
+        return outputs, self._join_states(tuple(joined))
 
 
 # ---- cells --------------------------------------------------------------------------------------------------
