@@ -36,6 +36,15 @@ class PositiveLanes {
     PositiveLanes lanes;
 #if defined(CPU_CAPABILITY_AVX512)
     lanes.mask_ = static_cast<Mask>(bits);
+#elif defined(CPU_CAPABILITY_AVX2)
+    if constexpr (sizeof(acc_t) == 4) {
+      const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+      const __m256i own = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
+      lanes.others_ = _mm256_castsi256_ps(_mm256_cmpeq_epi32(own, _mm256_setzero_si256()));
+    } else {
+      const __m256i own = _mm256_and_si256(_mm256_set1_epi64x(bits), _mm256_setr_epi64x(1, 2, 4, 8));
+      lanes.others_ = _mm256_castsi256_pd(_mm256_cmpeq_epi64(own, _mm256_setzero_si256()));
+    }
 #else
     acc_t values[W];
     for (int i = 0; i < W; ++i) values[i] = static_cast<acc_t>(bits >> i & 1);

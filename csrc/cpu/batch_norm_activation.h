@@ -32,7 +32,7 @@ class MaskBits {
   __attribute__((always_inline)) uint32_t load(int64_t at, int64_t count) const {
     const Place place = place_of(at);
     uint32_t bits = 0;
-    std::memcpy(&bits, place.byte, static_cast<size_t>(count + 7) / 8);
+    std::memcpy(&bits, place.byte, bytes(count));
     return bits >> place.bit;
   }
 
@@ -44,7 +44,7 @@ class MaskBits {
       const uint32_t mine = ((1u << count) - 1) << place.bit;
       *place.byte = static_cast<uint8_t>((*place.byte & ~mine) | (bits << place.bit & mine));
     } else {
-      std::memcpy(place.byte, &bits, static_cast<size_t>(count + 7) / 8);
+      std::memcpy(place.byte, &bits, bytes(count));
     }
   }
 
@@ -53,6 +53,10 @@ class MaskBits {
     uint8_t* byte;
     int bit;
   };
+
+  static constexpr size_t bytes(int64_t count) {
+    return kLanes<acc_t> <= 8 ? 1 : static_cast<size_t>(count + 7) / 8;
+  }
 
   // A division for each vector, by a product: right up to 2^64 / line_ values.
   __attribute__((always_inline)) Place place_of(int64_t at) const {

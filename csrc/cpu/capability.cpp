@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "processor.h"
+
 namespace fastnn {
 
 namespace cpu_baseline {
@@ -34,18 +36,13 @@ struct Capability {
 
 // Best first. What each needs is what CMakeLists.txt compiles it with.
 const Capability* capabilities(size_t& count) {
-#if defined(FASTNN_HAVE_AVX512)
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("fma");
-#endif
   static const Capability all[] = {
 #if defined(FASTNN_HAVE_AVX512)
-      {"avx512_bf16", avx512 && __builtin_cpu_supports("avx512bf16"), cpu_avx512_bf16::table},
-      {"avx512", avx512, cpu_avx512::table},
+      {"avx512_bf16", has_avx512_bf16(), cpu_avx512_bf16::table},
+      {"avx512", has_avx512(), cpu_avx512::table},
 #endif
 #if defined(FASTNN_HAVE_AVX2)
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), cpu_avx2::table},
+      {"avx2", has_avx2(), cpu_avx2::table},
 #endif
       {"baseline", true, cpu_baseline::table},
   };

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cache_hints.h"
 #include "max_pool_vectors.h"
@@ -66,17 +67,56 @@ void max_pool_backward_columns(const MaxPoolBackwardParams& p) {
 // Larger windows have few outputs for what they write.
 inline constexpr int64_t kMostAlong = 16;
 
-#if defined(CPU_CAPABILITY_AVX512)
-// For each lane of the K vectors that W windows of K positions fill: its window, and its place there.
-struct WindowLanesAlong {
-  alignas(64) int32_t window[kMostAlong][16], place[kMostAlong][16];
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+inline constexpr bool kHasPermutations = true;
 
-  explicit WindowLanesAlong(int64_t K) {
-    for (int64_t at = 0; at < K * 16; ++at) {
-      window[at / 16][at % 16] = static_cast<int32_t>(at / K);
-      place[at / 16][at % 16] = static_cast<int32_t>(at % K);
+// For each lane of the K vectors that W windows of K positions fill: its window, and its place there.
+template <typename acc_t>
+class LanesAlong {
+ public:
+  static_assert(std::is_same_v<acc_t, float>);
+  static constexpr int64_t W = kLanes<float>;
+
+  explicit LanesAlong(int64_t K) {
+    for (int64_t at = 0; at < K * W; ++at) {
+      window_[at / W][at % W] = static_cast<int32_t>(at / K);
+      place_[at / W][at % W] = static_cast<int32_t>(at % K);
     }
   }
+
+  // W offsets of windows, as `chosen_values` takes them.
+#if defined(CPU_CAPABILITY_AVX512)
+  using Offsets = __m512i;
+  static Offsets load(const uint8_t* offsets) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets)));
+  }
+  // Vector k of the positions: a window's gradient, from 0 on, at the place that it chose.
+  Vec<float> chosen_values(int64_t k, const Offsets& chosen, const Vec<float>& grad) const {
+    const __m512i window = _mm512_load_si512(window_[k]);
+    const __mmask16 here =
+        _mm512_cmpeq_epi32_mask(_mm512_permutexvar_epi32(window, chosen), _mm512_load_si512(place_[k]));
+    return _mm512_maskz_add_ps(here, _mm512_setzero_ps(), _mm512_permutexvar_ps(window, grad));
+  }
+#else
+  using Offsets = __m256i;
+  static Offsets load(const uint8_t* offsets) { return _mm256_cvtepu8_epi32(load_first_bytes(offsets, W)); }
+  Vec<float> chosen_values(int64_t k, const Offsets& chosen, const Vec<float>& grad) const {
+    const __m256i window = _mm256_load_si256(reinterpret_cast<const __m256i*>(window_[k]));
+    const __m256i place = _mm256_load_si256(reinterpret_cast<const __m256i*>(place_[k]));
+    const __m256i here = _mm256_cmpeq_epi32(_mm256_permutevar8x32_epi32(chosen, window), place);
+    return _mm256_add_ps(_mm256_setzero_ps(), _mm256_and_ps(_mm256_castsi256_ps(here),
+                                                            _mm256_permutevar8x32_ps(grad, window)));
+  }
+#endif
+
+ private:
+  alignas(64) int32_t window_[kMostAlong][W], place_[kMostAlong][W];
+};
+#else
+inline constexpr bool kHasPermutations = false;
+template <typename acc_t>
+struct LanesAlong {
+  explicit LanesAlong(int64_t) {}
 };
 #endif
 
@@ -96,50 +136,39 @@ void max_pool_backward_along(const MaxPoolBackwardParams& p) {
   const uint8_t* const offsets = static_cast<const uint8_t*>(p.offsets);
   scalar_t* const grad_x = static_cast<scalar_t*>(p.grad_x);
 
-#if defined(CPU_CAPABILITY_AVX512)
-  const WindowLanesAlong lanes(K);
-  const bool stream = streams_lines(grad_x, all_rows * g.in[2]) && dense;
-#endif
+  using Lanes = LanesAlong<acc_t>;
+  const Lanes lanes(K);
+  const bool stream = kHasPermutations && streams_lines(grad_x, all_rows * g.in[2]) && dense;
   // Windows [first, last) from `at` on; their positions from `to` on.
   const auto put = [&](int64_t at, scalar_t* to, int64_t first, int64_t last) {
     int64_t i = first;
-#if defined(CPU_CAPABILITY_AVX512)
-    constexpr int64_t W = 16;
-    for (; i + W <= last; i += W) {
-      const __m512 grad = load_acc(grad_y + at + i);
-      const __m512i chosen =
-          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(offsets + at + i)));
-      for (int64_t k = 0; k < K; ++k) {
-        const __m512i window = _mm512_load_si512(lanes.window[k]);
-        const __mmask16 here = _mm512_cmpeq_epi32_mask(_mm512_permutexvar_epi32(window, chosen),
-                                                       _mm512_load_si512(lanes.place[k]));
-        const __m512 zero = _mm512_setzero_ps();
-        const Vec<float> values = _mm512_maskz_add_ps(here, zero, _mm512_permutexvar_ps(window, grad));
-        if (stream) {
-          store_stream(to + i * K + k * W, values);
-        } else {
-          store_acc(to + i * K + k * W, values);
+    if constexpr (kHasPermutations) {
+      constexpr int64_t W = Lanes::W;
+      for (; i + W <= last; i += W) {
+        const Vec<float> grad = load_acc(grad_y + at + i);
+        const auto chosen = Lanes::load(offsets + at + i);
+        for (int64_t k = 0; k < K; ++k) {
+          const Vec<float> values = lanes.chosen_values(k, chosen, grad);
+          if (stream) {
+            store_stream(to + i * K + k * W, values);
+          } else {
+            store_acc(to + i * K + k * W, values);
+          }
         }
       }
     }
-#endif
     for (; i < last; ++i) {
       // A sum from 0 on, as of windows that overlap: -0 becomes 0.
       const auto value = static_cast<scalar_t>(acc_t(0) + static_cast<acc_t>(grad_y[at + i]));
       for (int64_t k = 0; k < K; ++k) to[i * K + k] = offsets[at + i] == k ? value : scalar_t(0);
     }
   };
-  const auto finish = [&] {
-#if defined(CPU_CAPABILITY_AVX512)
-    if (stream) end_stream();
-#endif
-  };
   if (dense) {
     // Whole vectors of windows a task.
     constexpr int64_t kUnit = 64;
     parallel_for(ceil_div(windows, kUnit), grain(kUnit * K), [&](int64_t begin, int64_t end) {
       put(0, grad_x, begin * kUnit, std::min(windows, end * kUnit));
-      finish();
+      if (stream) end_stream();
     });
     return;
   }

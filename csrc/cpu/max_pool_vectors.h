@@ -57,6 +57,15 @@ inline void store_offsets(offset_t* to, const Vec<acc_t>& places, int64_t count)
     }
     return;
   }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1) {
+    // The lowest byte of each number, four of each half.
+    const __m256i low = _mm256_shuffle_epi8(
+        _mm256_castps_si256(places), _mm256_set1_epi64x(static_cast<int64_t>(0x808080800c080400ull)));
+    store_first_bytes(
+        to, _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)), count);
+    return;
+  }
 #endif
   alignas(64) typename Best<acc_t>::place_t lanes[W];
   places.store(lanes);
@@ -77,6 +86,9 @@ inline Vec<acc_t> load_offsets(const offset_t* from, int64_t count) {
                                      : _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), from);
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
   }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1)
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_first_bytes(from, count)));
 #endif
   alignas(64) acc_t lanes[W];
   if (count == W) {
@@ -102,6 +114,15 @@ inline Vec<acc_t> add_where(const Vec<acc_t>& sum, const Vec<acc_t>& offset, acc
 #endif
 }
 
+#if defined(CPU_CAPABILITY_AVX2)
+// sum + grad in the lanes whose byte is `place`.
+inline Vec<float> add_where_byte(const Vec<float>& sum, __m128i bytes, int64_t place, const Vec<float>& grad) {
+  const __m256i chosen =
+      _mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(static_cast<int>(place)));
+  return _mm256_add_ps(sum, _mm256_and_ps(grad, _mm256_castsi256_ps(chosen)));
+}
+#endif
+
 // W offsets compared with one place.
 template <typename acc_t, typename offset_t>
 inline Vec<acc_t> add_where_chosen(const Vec<acc_t>& sum, const offset_t* offsets, int64_t count, int64_t place,
@@ -114,13 +135,16 @@ inline Vec<acc_t> add_where_chosen(const Vec<acc_t>& sum, const offset_t* offset
     const __mmask16 chosen = _mm_cmpeq_epi8_mask(here, _mm_set1_epi8(static_cast<char>(place)));
     return _mm512_mask_add_ps(sum, chosen, sum, grad);
   }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1)
+    return add_where_byte(sum, load_first_bytes(offsets, count), place, grad);
 #endif
   return add_where<acc_t>(sum, load_offsets<acc_t>(offsets, count), static_cast<acc_t>(place), grad);
 }
 
 // How backward keeps offsets in L1 that several taps are compared with: as bytes where comparing those gives a
-// mask of the lanes, which spares loads over two cache lines, and otherwise widened once.
-#if defined(CPU_CAPABILITY_AVX512)
+// mask of the lanes, or is as cheap: that spares loads over two cache lines; otherwise widened once.
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
 template <typename acc_t>
 using kept_offset_t = std::conditional_t<sizeof(acc_t) == 4, uint8_t, acc_t>;
 #else
@@ -147,6 +171,8 @@ inline Vec<acc_t> add_where_kept(const Vec<acc_t>& sum, const kept_offset_t<acc_
     const __mmask16 chosen = _mm_cmpeq_epi8_mask(here, _mm_set1_epi8(static_cast<char>(place)));
     return _mm512_mask_add_ps(sum, chosen, sum, grad);
   }
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (sizeof(acc_t) == 4) return add_where_byte(sum, load_first_bytes(offsets, 8), place, grad);
 #endif
   if constexpr (std::is_same_v<kept_offset_t<acc_t>, acc_t>) {
     return add_where<acc_t>(sum, Vec<acc_t>::loadu(offsets), static_cast<acc_t>(place), grad);

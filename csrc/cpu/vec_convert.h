@@ -13,6 +13,7 @@
 
 #include "dispatch.h"
 #include "masked_lanes.h"
+#include "partial_vectors_avx2.h"
 
 namespace fastnn::FASTNN_BACKEND {
 
@@ -39,21 +40,48 @@ inline Vec<acc_type<scalar_t>> load_acc(const scalar_t* p) {
   }
 }
 
+#if defined(CPU_CAPABILITY_AVX2)
+template <typename scalar_t>
+inline Vec<float> widened(__m128i halves) {
+  __m256 v;
+  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    at::vec::cvtbf16_fp32(halves, v);
+  } else {
+    at::vec::cvtfp16_fp32(halves, v);
+  }
+  return v;
+}
+#elif !defined(CPU_CAPABILITY_AVX512)
+// Not inlined: loops in every loop's end would be most of the kernels' code.
+template <typename scalar_t>
+__attribute__((noinline)) Vec<acc_type<scalar_t>> load_by_element(const scalar_t* p, int64_t count) {
+  alignas(64) scalar_t buffer[kLanes<acc_type<scalar_t>>];
+  std::memset(static_cast<void*>(buffer), 0, sizeof(buffer));
+  for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
+  return load_acc(static_cast<const scalar_t*>(buffer));
+}
+#endif
+
 // The first `count` <= W elements at p, with 0 in the lanes behind them; reads no further.
 template <typename scalar_t>
 inline Vec<acc_type<scalar_t>> load_acc(const scalar_t* p, int64_t count) {
   using acc_t = acc_type<scalar_t>;
   if (count >= kLanes<acc_t>) return load_acc(p);
   if constexpr (std::is_same_v<scalar_t, acc_t>) {
+#if defined(CPU_CAPABILITY_AVX512)
     return Vec<acc_t>::loadu(p, count);
+#elif defined(CPU_CAPABILITY_AVX2)
+    return load_first(p, count);
+#else
+    return load_by_element(p, count);
+#endif
   } else {
 #if defined(CPU_CAPABILITY_AVX512)
     return load_lanes(p, first_lanes(count));
+#elif defined(CPU_CAPABILITY_AVX2)
+    return widened<scalar_t>(load_first_halves(p, count));
 #else
-    alignas(64) scalar_t buffer[kLanes<acc_t>];
-    std::memset(static_cast<void*>(buffer), 0, sizeof(buffer));
-    for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
-    return load_acc(static_cast<const scalar_t*>(buffer));
+    return load_by_element(p, count);
 #endif
   }
 }
@@ -96,6 +124,15 @@ inline void store_acc(scalar_t* p, const Vec<acc_type<scalar_t>>& v) {
   }
 }
 
+#if !defined(CPU_CAPABILITY_AVX512) && !defined(CPU_CAPABILITY_AVX2)
+template <typename scalar_t>
+__attribute__((noinline)) void store_by_element(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
+  alignas(64) scalar_t buffer[kLanes<acc_type<scalar_t>>];
+  store_acc(static_cast<scalar_t*>(buffer), v);
+  for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
+}
+#endif
+
 // Stores the first `count` <= W lanes and writes no further.
 template <typename scalar_t>
 inline void store_acc(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
@@ -103,14 +140,20 @@ inline void store_acc(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t cou
   if (count >= kLanes<acc_t>) {
     store_acc(p, v);
   } else if constexpr (std::is_same_v<scalar_t, acc_t>) {
+#if defined(CPU_CAPABILITY_AVX512)
     v.store(p, static_cast<int>(count));
+#elif defined(CPU_CAPABILITY_AVX2)
+    store_first(p, v, count);
+#else
+    store_by_element(p, v, count);
+#endif
   } else {
 #if defined(CPU_CAPABILITY_AVX512)
     _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), pack_halves<scalar_t>(v));
+#elif defined(CPU_CAPABILITY_AVX2)
+    store_first_halves(p, pack_halves<scalar_t>(v), count);
 #else
-    alignas(64) scalar_t buffer[kLanes<acc_t>];
-    store_acc(static_cast<scalar_t*>(buffer), v);
-    for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
+    store_by_element(p, v, count);
 #endif
   }
 }
@@ -134,6 +177,8 @@ inline Vec<acc_t> first_lanes(const Vec<acc_t>& v, int64_t count) {
   } else {
     return _mm512_maskz_mov_pd(static_cast<__mmask8>((1u << count) - 1), v);
   }
+#elif defined(CPU_CAPABILITY_AVX2)
+  return choose_first(v, count);
 #else
   alignas(64) acc_t lanes[kLanes<acc_t>];
   v.store(lanes);
@@ -151,6 +196,8 @@ inline acc_t sum_lanes(const Vec<acc_t>& v) {
   } else {
     return _mm512_reduce_add_pd(v);
   }
+#elif defined(CPU_CAPABILITY_AVX2)
+  return sum_of_lanes(v);
 #else
   alignas(64) acc_t lanes[kLanes<acc_t>];
   v.store(lanes);
