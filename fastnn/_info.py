@@ -63,13 +63,15 @@ def info() -> dict[str, Any]:
         - ``version``, ``torch``, ``python``, ``platform``: of this process; ``torch_cuda`` is None for a CPU
           build.
         - ``compiler``: of the compiled module, and ``built_for_torch``.
-        - ``cpu``: ``capability`` in use, those ``compiled``, best first, and ``threads`` of torch's pool.
+        - ``cpu``: ``capability`` in use, those ``compiled``, best first, which of them are ``optimised`` (others are
+          right, and slow), and ``threads`` of torch's pool.
         - ``cuda``: whether it was ``built``, with which ``toolkit`` and for which ``architectures``.
         - ``devices``: of each GPU ``index``, ``name``, ``compute_capability``, and whether it is ``supported``:
           code was built for it.
         - ``emulator``: whether the library that runs the CUDA kernels on the CPU was built beside.
     """
     built_with_cuda = _C.built_with_cuda()
+    compiled = _C.compiled_cpu_capabilities().split()
     architectures = BUILD_RECORD.get("cuda_arch_list", []) if built_with_cuda else []
     return {
         "version": __version__,
@@ -81,7 +83,8 @@ def info() -> dict[str, Any]:
         "built_for_torch": BUILD_RECORD.get("torch"),
         "cpu": {
             "capability": _C.cpu_capability(),
-            "compiled": _C.compiled_cpu_capabilities().split(),
+            "compiled": compiled,
+            "optimised": [name for name in compiled if name in BUILD_RECORD.get("cpu_optimised", compiled)],
             "threads": torch.get_num_threads(),
         },
         "cuda": {

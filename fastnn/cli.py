@@ -35,6 +35,7 @@ def _describe_device(device: dict[str, Any]) -> str:
 def format_info(facts: dict[str, Any]) -> str:
     """What :func:`fastnn.info` returned, as lines for people."""
     cpu = facts["cpu"]
+    in_use = cpu["capability"] + ("" if cpu["capability"] in cpu["optimised"] else " (NOT optimised in this build)")
     lines = [
         ("fastnn", facts["version"]),
         ("torch", f"{facts['torch']} (fastnn was built for {facts['built_for_torch'] or 'an unknown one'})"),
@@ -42,7 +43,7 @@ def format_info(facts: dict[str, Any]) -> str:
         ("compiler", facts["compiler"] or "unknown"),
         (
             "cpu",
-            f"{cpu['capability']} in use, compiled: {', '.join(cpu['compiled'])}; {cpu['threads']} threads",
+            f"{in_use} in use, compiled: {', '.join(cpu['compiled'])}; {cpu['threads']} threads",
         ),
         ("cuda", _describe_cuda(facts)),
         ("emulator", "built" if facts["emulator"] else "not built"),

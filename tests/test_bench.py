@@ -28,7 +28,7 @@ FEW_ROWS = ("lenet5", "--only", "5x5, 6 to 16.*contiguous", "--budget", "1", "--
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "measure_limit", lambda device, dtype: dict(LIMIT))
-    monkeypatch.setattr(bench, "_look_around", lambda console, strict: None)
+    monkeypatch.setattr(bench, "_look_around", lambda console, strict, on_cpu: None)
     monkeypatch.setattr(measure, "MOST_COPIES", {"cpu": 2, "cuda": 2})
 
 
@@ -305,6 +305,18 @@ def test_strict_refuses_a_busy_machine(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(noise.OtherProcesses, "busy_cores", lambda self: 1.5)
     assert cli.main(["bench", *FEW_ROWS, "--strict"]) == 2
     assert "--strict: other processes keep 1.5 cores busy" in capsys.readouterr().err
+
+
+def test_kernels_that_are_not_optimised_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.undo()
+    monkeypatch.setattr(noise.OtherProcesses, "busy_cores", lambda self: None)
+    facts = fastnn.info()
+    facts["cpu"]["optimised"] = []
+    monkeypatch.setattr(fastnn, "info", lambda: facts)
+    capability = facts["cpu"]["capability"]
+    assert cli.main(["bench", *FEW_ROWS, "--strict"]) == 2
+    assert f"--strict: this build has the CPU kernels for {capability} unoptimised" in capsys.readouterr().err
+    assert f"{capability} (NOT optimised in this build) in use" in cli.format_info(facts)
 
 
 class FakeGPU:

@@ -104,8 +104,8 @@ class LanesAlong {
     const __m256i window = _mm256_load_si256(reinterpret_cast<const __m256i*>(window_[k]));
     const __m256i place = _mm256_load_si256(reinterpret_cast<const __m256i*>(place_[k]));
     const __m256i here = _mm256_cmpeq_epi32(_mm256_permutevar8x32_epi32(chosen, window), place);
-    return _mm256_add_ps(_mm256_setzero_ps(), _mm256_and_ps(_mm256_castsi256_ps(here),
-                                                            _mm256_permutevar8x32_ps(grad, window)));
+    return _mm256_add_ps(_mm256_setzero_ps(),
+                         _mm256_and_ps(_mm256_castsi256_ps(here), _mm256_permutevar8x32_ps(grad, window)));
   }
 #endif
 

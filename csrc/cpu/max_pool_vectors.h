@@ -60,10 +60,10 @@ inline void store_offsets(offset_t* to, const Vec<acc_t>& places, int64_t count)
 #elif defined(CPU_CAPABILITY_AVX2)
   if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1) {
     // The lowest byte of each number, four of each half.
-    const __m256i low = _mm256_shuffle_epi8(
-        _mm256_castps_si256(places), _mm256_set1_epi64x(static_cast<int64_t>(0x808080800c080400ull)));
-    store_first_bytes(
-        to, _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)), count);
+    const __m256i low = _mm256_shuffle_epi8(_mm256_castps_si256(places),
+                                            _mm256_set1_epi64x(static_cast<int64_t>(0x808080800c080400ull)));
+    store_first_bytes(to, _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)),
+                      count);
     return;
   }
 #endif

@@ -176,8 +176,8 @@ void multiply_few_rows(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pit
   }
 }
 
-// Rows of a tile at most, and vectors of one of so many rows: as many sums as there are registers for, and of few
-// rows enough of them to fill the multiply-adds' latency.
+// Rows of a tile at most, and vectors of one of so many rows: as many sums as there are registers for, and of
+// few rows enough of them to fill the multiply-adds' latency.
 #if defined(CPU_CAPABILITY_AVX2)
 inline constexpr int64_t kTileRows = 6;
 inline constexpr int tile_vecs(int64_t rows) { return rows <= 2 ? 4 : 2; }

@@ -144,7 +144,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     batch = arguments.batch or DEFAULT_BATCH[device.type]
     path = _record_path(arguments, device)
     errors = Console(stderr=True, highlight=False)
-    _look_around(errors, arguments.strict)
+    _look_around(errors, arguments.strict, device.type == "cpu")
 
     quick_flops = QUICK_FLOPS[device.type] if arguments.quick else None
     rows = suites.rows(names, batch, dtypes, quick_flops)
@@ -250,12 +250,19 @@ def _record_path(arguments: argparse.Namespace, device: Any) -> Path | None:
     return path
 
 
-def _look_around(console: Any, strict: bool) -> None:
-    """Warns of, or with ``strict`` refuses to start beside, other busy processes."""
+def _look_around(console: Any, strict: bool, on_cpu: bool) -> None:
+    """Warns of, or with ``strict`` refuses to start with, kernels that are not optimised or other busy processes."""
     import time
 
+    import fastnn
     from fastnn.bench import noise
 
+    cpu = fastnn.info()["cpu"]
+    if on_cpu and cpu["capability"] not in cpu["optimised"]:
+        what = f"this build has the CPU kernels for {cpu['capability']} unoptimised (FASTNN_CPU)"
+        if strict:
+            raise BenchError(f"--strict: {what}")
+        console.print(f"[yellow]{what}: times will not mean anything[/yellow]")
     others = noise.OtherProcesses()
     time.sleep(0.5)
     busy = others.busy_cores()

@@ -1,7 +1,7 @@
 // For CMakeLists.txt: the best instruction set of the machine that builds.
 #include <cstdio>
 
-#include "cpu/processor.h"
+#include "processor.h"
 
 int main() {
   using namespace fastnn::cpu;
