@@ -9,9 +9,9 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV ?= .venv
 ARGS ?=
-# Of the CPU kernels what this processor runs is compiled for speed, the rest quickly: a third of the time.
+# Of the CPU kernels what this processor runs is compiled for speed, the rest not optimised.
 export FASTNN_CPU ?= native
-# The tests run the CUDA kernels under the emulator, half of what there is to compile; `make demo` has no use for it.
+# The tests run the CUDA kernels under the emulator, a quarter of what there is to compile; `make demo` has no use for it.
 FASTNN_EMULATOR ?= on
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 

@@ -23,8 +23,9 @@
 //
 // FLOPs: 2 N K (C / groups) R |out| for each direction; bound by multiply-adds. With few channels packing
 // patches would cost as much: such convolutions read rows of the image that are copied with their padding
-// (conv_staged_gather.h, conv_staged_grad_weight.h). Depthwise convolutions (one channel and one filter a
-// group) are bound by loads and have kernels of their own (conv_depthwise.h).
+// (conv_staged_gather.h, conv_staged_grad_weight.h), and grad_input at a stride multiplies all taps of a
+// position of y at once and adds them up afterwards (conv_spread.h). Depthwise convolutions (one channel and
+// one filter a group) are bound by loads and have kernels of their own (conv_depthwise.h).
 //
 // Error: sums of at most 256 products, then a chain over those sums and the bias, all in acc_t; an element of y
 // lies within (256 + R C / groups / 256 + 1) * eps(acc_t) * sum |x w| of the exact one, plus one rounding to
@@ -49,6 +50,7 @@
 #include "conv_grad_weight_in_place.h"
 #include "conv_operands.h"
 #include "conv_pairs_product.h"
+#include "conv_spread.h"
 #include "conv_staged_gather.h"
 #include "conv_staged_grad_weight.h"
 #include "dispatch.h"
@@ -161,6 +163,10 @@ Status conv_grad_input(const ConvGradInputParams& params, Stream) {
   return dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
+    if (SpreadGradInput<scalar_t>::takes(params.geometry)) {
+      SpreadGradInput<scalar_t>(params).run();
+      return Status::success();
+    }
     switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
       case Variant::kStaged:
         StagedGatherRunner<scalar_t>(staged_grad_input<scalar_t>(params)).run(params.workspace);
@@ -184,6 +190,10 @@ int64_t conv_grad_input_workspace(const ConvGradInputParams& params) {
   dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
+    if (SpreadGradInput<scalar_t>::takes(params.geometry)) {
+      bytes = SpreadGradInput<scalar_t>(params).workspace_bytes();
+      return Status::success();
+    }
     switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
       case Variant::kStaged:
         bytes = StagedGatherRunner<scalar_t>(staged_grad_input<scalar_t>(params)).workspace_bytes();

@@ -361,6 +361,8 @@ CONV_TRANSPOSE2D = _cases(
     ("wide", (2, 64, 7, 9), 40, (4, 4), {"stride": 2, "padding": 1, **LARGE}),
     ("wide_3x3", (1, 72, 9, 8), 32, (3, 3), {"stride": 2, "padding": 1, "output_padding": 1, **LARGE}),
     ("to_image", (1, 16, 20, 21), 3, (4, 4), {"stride": 2, "padding": 1, **LARGE}),
+    ("to_image_uncovered", (2, 17, 5, 18), 2, (3, 5), {"stride": (4, 6), "output_padding": (3, 2)}),
+    ("to_image_nonfinite", (2, 16, 3, 19), 3, (4, 4), {"stride": 2, "padding": 1, "values": "nonfinite"}),
 )
 
 CONV_TRANSPOSE3D = _cases(
