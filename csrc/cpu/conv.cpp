@@ -59,8 +59,8 @@
 namespace fastnn::FASTNN_BACKEND {
 namespace {
 
-// Which kernel computes a convolution.
-enum class Variant { kProduct, kStaged, kDepthwiseByChannels, kDepthwiseByPlanes };
+// Which kernel computes a convolution; kSpread grad_input alone.
+enum class Variant { kProduct, kStaged, kSpread, kDepthwiseByChannels, kDepthwiseByPlanes };
 
 // Channels (in grad_input: filters) up to which a convolution of planes reads staged rows. Beyond, runs of the
 // reduction are long enough to be addressed in place, and a band of rows would outgrow its buffer.
@@ -76,10 +76,12 @@ bool reads_staged_rows(const ConvGeometry& g, bool grad_input) {
 }
 
 // y_strides: of the activation on the output's side, which grad_input reads.
-template <typename acc_t>
+template <typename scalar_t>
 Variant choose_variant(const ConvGeometry& g, const ConvStrides& x_strides, const ConvStrides& y_strides,
                        bool grad_input) {
+  using acc_t = acc_type<scalar_t>;
   if (reads_staged_rows<acc_t>(g, grad_input)) return Variant::kStaged;
+  if (grad_input && SpreadGradInput<scalar_t>::takes(g)) return Variant::kSpread;
   if (g.C != g.groups || g.K != g.groups || g.groups == 1 || volume(g.kernel) > kMaxTaps)
     return Variant::kProduct;
   if (grad_input && *std::max_element(g.stride, g.stride + kSpatialDims) > kMaxResidues)
@@ -117,8 +119,7 @@ bool channels_are_packed(const ConvGradWeightParams& params) {
 Status conv_forward(const ConvForwardParams& params, Stream) {
   return dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    using acc_t = acc_type<scalar_t>;
-    switch (choose_variant<acc_t>(params.geometry, params.x_strides, params.y_strides, false)) {
+    switch (choose_variant<scalar_t>(params.geometry, params.x_strides, params.y_strides, false)) {
       case Variant::kStaged:
         StagedGatherRunner<scalar_t>(staged_forward<scalar_t>(params)).run(params.workspace);
         break;
@@ -141,7 +142,7 @@ int64_t conv_forward_workspace(const ConvForwardParams& params) {
   dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
-    switch (choose_variant<acc_t>(params.geometry, params.x_strides, params.y_strides, false)) {
+    switch (choose_variant<scalar_t>(params.geometry, params.x_strides, params.y_strides, false)) {
       case Variant::kStaged:
         bytes = StagedGatherRunner<scalar_t>(staged_forward<scalar_t>(params)).workspace_bytes();
         break;
@@ -162,14 +163,12 @@ int64_t conv_forward_workspace(const ConvForwardParams& params) {
 Status conv_grad_input(const ConvGradInputParams& params, Stream) {
   return dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    using acc_t = acc_type<scalar_t>;
-    if (SpreadGradInput<scalar_t>::takes(params.geometry)) {
-      SpreadGradInput<scalar_t>(params).run();
-      return Status::success();
-    }
-    switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
+    switch (choose_variant<scalar_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
       case Variant::kStaged:
         StagedGatherRunner<scalar_t>(staged_grad_input<scalar_t>(params)).run(params.workspace);
+        break;
+      case Variant::kSpread:
+        SpreadGradInput<scalar_t>(params).run();
         break;
       case Variant::kDepthwiseByChannels:
         channels_gather(depthwise_grad_input<scalar_t>(params), params.workspace);
@@ -190,13 +189,12 @@ int64_t conv_grad_input_workspace(const ConvGradInputParams& params) {
   dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
-    if (SpreadGradInput<scalar_t>::takes(params.geometry)) {
-      bytes = SpreadGradInput<scalar_t>(params).workspace_bytes();
-      return Status::success();
-    }
-    switch (choose_variant<acc_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
+    switch (choose_variant<scalar_t>(params.geometry, params.grad_x_strides, params.grad_y_strides, true)) {
       case Variant::kStaged:
         bytes = StagedGatherRunner<scalar_t>(staged_grad_input<scalar_t>(params)).workspace_bytes();
+        break;
+      case Variant::kSpread:
+        bytes = SpreadGradInput<scalar_t>(params).workspace_bytes();
         break;
       case Variant::kDepthwiseByChannels:
         bytes = channels_gather_bytes<acc_t>(volume(params.geometry.kernel), params.geometry.C);
@@ -215,9 +213,8 @@ int64_t conv_grad_input_workspace(const ConvGradInputParams& params) {
 Status conv_grad_weight(const ConvGradWeightParams& params, Stream) {
   return dispatch_dtype(params.dtype, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    using acc_t = acc_type<scalar_t>;
     const ConvGeometry& g = params.geometry;
-    switch (choose_variant<acc_t>(g, params.x_strides, params.grad_y_strides, false)) {
+    switch (choose_variant<scalar_t>(g, params.x_strides, params.grad_y_strides, false)) {
       case Variant::kStaged:
         StagedGradWeight<scalar_t>(params).run();
         break;
@@ -245,7 +242,7 @@ int64_t conv_grad_weight_workspace(const ConvGradWeightParams& params) {
     using scalar_t = typename decltype(tag)::type;
     using acc_t = acc_type<scalar_t>;
     const ConvGeometry& g = params.geometry;
-    switch (choose_variant<acc_t>(g, params.x_strides, params.grad_y_strides, false)) {
+    switch (choose_variant<scalar_t>(g, params.x_strides, params.grad_y_strides, false)) {
       case Variant::kStaged:
         bytes = StagedGradWeight<scalar_t>(params).workspace_bytes();
         break;

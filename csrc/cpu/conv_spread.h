@@ -39,7 +39,7 @@ class SpreadGradInput {
     if (g.in[0] != 1 || g.out[0] != 1 || g.kernel[0] != 1 || g.pad[0] != 0 || g.dilation[2] != 1) return false;
     const int64_t columns = volume(g.kernel) * g.C;
     return 2 * g.C <= L && g.K >= kLeastFilters && g.K + volume(g.kernel) <= kDepthBlock && columns >= L &&
-           columns <= kMostColumns && row_size(g) + L <= kSums;
+           columns <= kMostColumns && row_size(g) <= kSums;
   }
 
   explicit SpreadGradInput(const ConvGradInputParams& p)
@@ -58,7 +58,7 @@ class SpreadGradInput {
     // As many bands as keep the threads busy, of rows enough that few are multiplied twice.
     const int64_t wanted = ceil_div(H, ceil_div(kTilesPerThread * threads, std::max<int64_t>(1, g_.N)));
     const int64_t least = std::min(H, kRowsForKernel * ((g_.kernel[1] - 1) * g_.dilation[1] + 1));
-    const int64_t rows = std::clamp<int64_t>(std::max(wanted, least), 1, (kSums - L) / row_size_);
+    const int64_t rows = std::clamp<int64_t>(std::max(wanted, least), 1, kSums / row_size_);
     const int64_t bands = ceil_div(H, rows);
     const int64_t work = rows * g_.in[2] * g_.K * columns_ / (g_.stride[1] * g_.stride[2]);
     parallel_for(g_.N * bands, std::max<int64_t>(1, kMinWork / std::max<int64_t>(1, work)),

@@ -80,16 +80,6 @@ inline void store_offsets(offset_t* to, const Vec<acc_t>& places, int64_t count)
 template <typename acc_t, typename offset_t>
 inline Vec<acc_t> load_offsets(const offset_t* from, int64_t count) {
   constexpr int W = kLanes<acc_t>;
-#if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1) {
-    const __m128i bytes = count == W ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))
-                                     : _mm_maskz_loadu_epi8(static_cast<__mmask16>((1u << count) - 1), from);
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-  }
-#elif defined(CPU_CAPABILITY_AVX2)
-  if constexpr (sizeof(acc_t) == 4 && sizeof(offset_t) == 1)
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_first_bytes(from, count)));
-#endif
   alignas(64) acc_t lanes[W];
   if (count == W) {
     for (int i = 0; i < W; ++i) lanes[i] = static_cast<acc_t>(from[i]);

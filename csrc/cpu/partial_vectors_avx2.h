@@ -26,21 +26,6 @@ inline at::vec::Vectorized<float> load_first(const float* p, int64_t count) {
 inline at::vec::Vectorized<double> load_first(const double* p, int64_t count) {
   return _mm256_maskload_pd(p, first_of_4(count));
 }
-// `count` < 8 numbers of 16 bits.
-inline __m128i load_first_halves(const void* halves, int64_t count) {
-  const auto* p = static_cast<const uint16_t*>(halves) + (count & 4);
-  uint32_t two = 0;
-  uint64_t one = 0, low = 0;
-  if (count & 2) {
-    std::memcpy(&two, p, sizeof(two));
-    p += 2;
-  }
-  if (count & 1) one = *p;
-  const uint64_t rest = two | one << (count & 2 ? 32 : 0);
-  if (!(count & 4)) return _mm_set_epi64x(0, static_cast<int64_t>(rest));
-  std::memcpy(&low, halves, sizeof(low));
-  return _mm_set_epi64x(static_cast<int64_t>(rest), static_cast<int64_t>(low));
-}
 
 // `count` <= 8 bytes.
 inline __m128i load_first_bytes(const uint8_t* p, int64_t count) {
@@ -75,6 +60,23 @@ inline void store_first_bytes(uint8_t* p, __m128i v, int64_t count) {
   if (count & 1) *p = static_cast<uint8_t>(bytes);
 }
 
+// `count` < 8 numbers of 16 bits.
+inline __m128i load_first_halves(const void* halves, int64_t count) {
+  const auto* const p = static_cast<const uint8_t*>(halves);
+  if (count < 4) return load_first_bytes(p, 2 * count);
+  return _mm_unpacklo_epi64(load_first_bytes(p, 8), load_first_bytes(p + 8, 2 * count - 8));
+}
+inline void store_first_halves(void* halves, __m128i v, int64_t count) {
+  auto* p = static_cast<uint8_t*>(halves);
+  if (count >= 4) {
+    store_first_bytes(p, v, 8);
+    v = _mm_srli_si128(v, 8);
+    p += 8;
+    count -= 4;
+  }
+  store_first_bytes(p, v, 2 * count);
+}
+
 // `count` below the number of lanes.
 inline void store_first(float* p, const at::vec::Vectorized<float>& v, int64_t count) {
   __m128 part = _mm256_castps256_ps128(v);
@@ -98,21 +100,6 @@ inline void store_first(double* p, const at::vec::Vectorized<double>& v, int64_t
     p += 2;
   }
   if (count & 1) _mm_store_sd(p, part);
-}
-inline void store_first_halves(void* halves, __m128i v, int64_t count) {
-  auto* p = static_cast<uint16_t*>(halves);
-  if (count & 4) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), v);
-    v = _mm_srli_si128(v, 8);
-    p += 4;
-  }
-  if (count & 2) {
-    const int two = _mm_cvtsi128_si32(v);
-    std::memcpy(p, &two, sizeof(two));
-    v = _mm_srli_si128(v, 4);
-    p += 2;
-  }
-  if (count & 1) *p = static_cast<uint16_t>(_mm_extract_epi16(v, 0));
 }
 
 inline at::vec::Vectorized<float> choose_first(const at::vec::Vectorized<float>& v, int64_t count) {

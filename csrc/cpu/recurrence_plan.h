@@ -181,9 +181,12 @@ void multiply_few_rows(int64_t rows, int64_t vecs, const acc_t* a, int64_t a_pit
 #if defined(CPU_CAPABILITY_AVX2)
 inline constexpr int64_t kTileRows = 6;
 inline constexpr int tile_vecs(int64_t rows) { return rows <= 2 ? 4 : 2; }
+#elif defined(CPU_CAPABILITY_AVX512)
+inline constexpr int64_t kTileRows = kMaxRows;
+inline constexpr int tile_vecs(int64_t rows) { return rows <= 5 ? 4 : 2; }
 #else
 inline constexpr int64_t kTileRows = kMaxRows;
-inline constexpr int tile_vecs(int64_t rows) { return kMaxVecs == 1 ? 1 : kMaxRows == 8 && rows <= 5 ? 4 : 2; }
+inline constexpr int tile_vecs(int64_t) { return kMaxVecs > 1 ? 2 : 1; }
 #endif
 
 template <typename acc_t>

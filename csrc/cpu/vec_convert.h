@@ -40,21 +40,36 @@ inline Vec<acc_type<scalar_t>> load_acc(const scalar_t* p) {
   }
 }
 
-#if defined(CPU_CAPABILITY_AVX2)
+// The first `count` < W elements at p, with 0 in the lanes behind them; reads no further.
+#if defined(CPU_CAPABILITY_AVX512)
 template <typename scalar_t>
-inline Vec<float> widened(__m128i halves) {
-  __m256 v;
-  if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
-    at::vec::cvtbf16_fp32(halves, v);
+inline Vec<acc_type<scalar_t>> load_some(const scalar_t* p, int64_t count) {
+  using acc_t = acc_type<scalar_t>;
+  if constexpr (std::is_same_v<scalar_t, acc_t>) {
+    return Vec<acc_t>::loadu(p, count);
   } else {
-    at::vec::cvtfp16_fp32(halves, v);
+    return load_lanes(p, first_lanes(count));
   }
-  return v;
 }
-#elif !defined(CPU_CAPABILITY_AVX512)
+#elif defined(CPU_CAPABILITY_AVX2)
+template <typename scalar_t>
+inline Vec<acc_type<scalar_t>> load_some(const scalar_t* p, int64_t count) {
+  if constexpr (std::is_same_v<scalar_t, acc_type<scalar_t>>) {
+    return load_first(p, count);
+  } else {
+    __m256 v;
+    if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+      at::vec::cvtbf16_fp32(load_first_halves(p, count), v);
+    } else {
+      at::vec::cvtfp16_fp32(load_first_halves(p, count), v);
+    }
+    return v;
+  }
+}
+#else
 // Not inlined: loops in every loop's end would be most of the kernels' code.
 template <typename scalar_t>
-__attribute__((noinline)) Vec<acc_type<scalar_t>> load_by_element(const scalar_t* p, int64_t count) {
+__attribute__((noinline)) Vec<acc_type<scalar_t>> load_some(const scalar_t* p, int64_t count) {
   alignas(64) scalar_t buffer[kLanes<acc_type<scalar_t>>];
   std::memset(static_cast<void*>(buffer), 0, sizeof(buffer));
   for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
@@ -62,28 +77,10 @@ __attribute__((noinline)) Vec<acc_type<scalar_t>> load_by_element(const scalar_t
 }
 #endif
 
-// The first `count` <= W elements at p, with 0 in the lanes behind them; reads no further.
+// The same of `count` <= W.
 template <typename scalar_t>
 inline Vec<acc_type<scalar_t>> load_acc(const scalar_t* p, int64_t count) {
-  using acc_t = acc_type<scalar_t>;
-  if (count >= kLanes<acc_t>) return load_acc(p);
-  if constexpr (std::is_same_v<scalar_t, acc_t>) {
-#if defined(CPU_CAPABILITY_AVX512)
-    return Vec<acc_t>::loadu(p, count);
-#elif defined(CPU_CAPABILITY_AVX2)
-    return load_first(p, count);
-#else
-    return load_by_element(p, count);
-#endif
-  } else {
-#if defined(CPU_CAPABILITY_AVX512)
-    return load_lanes(p, first_lanes(count));
-#elif defined(CPU_CAPABILITY_AVX2)
-    return widened<scalar_t>(load_first_halves(p, count));
-#else
-    return load_by_element(p, count);
-#endif
-  }
+  return count >= kLanes<acc_type<scalar_t>> ? load_acc(p) : load_some(p, count);
 }
 
 #if defined(CPU_CAPABILITY_AVX512)
@@ -124,37 +121,41 @@ inline void store_acc(scalar_t* p, const Vec<acc_type<scalar_t>>& v) {
   }
 }
 
-#if !defined(CPU_CAPABILITY_AVX512) && !defined(CPU_CAPABILITY_AVX2)
+// Stores the first `count` < W lanes and writes no further.
+#if defined(CPU_CAPABILITY_AVX512)
 template <typename scalar_t>
-__attribute__((noinline)) void store_by_element(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
+inline void store_some(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
+  if constexpr (std::is_same_v<scalar_t, acc_type<scalar_t>>) {
+    v.store(p, static_cast<int>(count));
+  } else {
+    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), pack_halves<scalar_t>(v));
+  }
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+template <typename scalar_t>
+inline void store_some(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
+  if constexpr (std::is_same_v<scalar_t, acc_type<scalar_t>>) {
+    store_first(p, v, count);
+  } else {
+    store_first_halves(p, pack_halves<scalar_t>(v), count);
+  }
+}
+#else
+template <typename scalar_t>
+__attribute__((noinline)) void store_some(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
   alignas(64) scalar_t buffer[kLanes<acc_type<scalar_t>>];
   store_acc(static_cast<scalar_t*>(buffer), v);
   for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
 }
 #endif
 
-// Stores the first `count` <= W lanes and writes no further.
+// The same of `count` <= W.
 template <typename scalar_t>
 inline void store_acc(scalar_t* p, const Vec<acc_type<scalar_t>>& v, int64_t count) {
-  using acc_t = acc_type<scalar_t>;
-  if (count >= kLanes<acc_t>) {
+  if (count >= kLanes<acc_type<scalar_t>>) {
     store_acc(p, v);
-  } else if constexpr (std::is_same_v<scalar_t, acc_t>) {
-#if defined(CPU_CAPABILITY_AVX512)
-    v.store(p, static_cast<int>(count));
-#elif defined(CPU_CAPABILITY_AVX2)
-    store_first(p, v, count);
-#else
-    store_by_element(p, v, count);
-#endif
   } else {
-#if defined(CPU_CAPABILITY_AVX512)
-    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1), pack_halves<scalar_t>(v));
-#elif defined(CPU_CAPABILITY_AVX2)
-    store_first_halves(p, pack_halves<scalar_t>(v), count);
-#else
-    store_by_element(p, v, count);
-#endif
+    store_some(p, v, count);
   }
 }
 
