@@ -77,7 +77,12 @@ class SyncClock {
   // As release(), of one asynchronous operation alone.
   void add(uint32_t owner, uint32_t stamp);
   void join(const SyncClock& other);
-  void clear() { entries_.clear(); }
+  void clear() {
+    entries_.clear();
+    name_ = joined_ = 0;
+  }
+  // Gives what this knows now a name, by which copies of it are recognised: they are joined once.
+  void name();
 
   bool empty() const { return entries_.empty(); }
   // Whether the step `stamp` of `owner` is over. (What an owner is: checkers/clock.h.)
@@ -91,6 +96,8 @@ class SyncClock {
   };
   uint32_t stamp_of(uint32_t owner) const;
   std::vector<Entry> entries_;  // sorted by owner
+  uint32_t name_ = 0;           // 0: none, or more is known since
+  uint32_t joined_ = 0;         // the name of a clock of which everything is known
 };
 
 // --- asynchronous operations ---

@@ -82,7 +82,10 @@ std::string describe_site(Site site) {
 
 // --- clocks ---
 
+void SyncClock::name() { name_ = tick(); }
+
 void SyncClock::add(uint32_t owner, uint32_t stamp) {
+  name_ = 0;
   const auto at = std::lower_bound(entries_.begin(), entries_.end(), owner,
                                    [](const Entry& entry, uint32_t o) { return entry.owner < o; });
   if (at != entries_.end() && at->owner == owner) {
@@ -93,27 +96,28 @@ void SyncClock::add(uint32_t owner, uint32_t stamp) {
 }
 
 void SyncClock::join(const SyncClock& other) {
-  if (other.entries_.empty()) return;
+  if (other.entries_.empty() || (other.name_ != 0 && other.name_ == joined_)) return;
+  if (other.name_ != 0) joined_ = other.name_;
   if (entries_.empty()) {
     entries_ = other.entries_;
+    name_ = other.name_;
     return;
   }
+  name_ = 0;
   static thread_local std::vector<Entry> merged;
-  merged.clear();
-  auto a = entries_.begin();
-  auto b = other.entries_.begin();
-  while (a != entries_.end() || b != other.entries_.end()) {
-    if (b == other.entries_.end() || (a != entries_.end() && a->owner < b->owner)) {
-      merged.push_back(*a++);
-    } else if (a == entries_.end() || b->owner < a->owner) {
-      merged.push_back(*b++);
-    } else {
-      merged.push_back({a->owner, std::max(a->stamp, b->stamp)});
-      ++a;
-      ++b;
-    }
+  merged.resize(std::max(merged.size(), entries_.size() + other.entries_.size()));
+  const Entry *a = entries_.data(), *b = other.entries_.data();
+  const Entry *const a_end = a + entries_.size(), *const b_end = b + other.entries_.size();
+  Entry* out = merged.data();
+  while (a != a_end && b != b_end) {
+    const bool of_a = a->owner <= b->owner, of_b = b->owner <= a->owner;
+    *out++ = {of_a ? a->owner : b->owner, std::max(of_a ? a->stamp : 0, of_b ? b->stamp : 0)};
+    a += of_a;
+    b += of_b;
   }
-  entries_.assign(merged.begin(), merged.end());
+  out = std::copy(a, a_end, out);
+  out = std::copy(b, b_end, out);
+  entries_.assign(merged.data(), out);
 }
 
 uint32_t SyncClock::stamp_of(uint32_t owner) const {
@@ -133,6 +137,7 @@ bool SyncClock::covers(uint32_t owner, uint32_t stamp) const {
 
 void SyncClock::drop_threads_of(uint32_t block) {
   const uint32_t number = owner_block(make_owner(block, OwnerKind::kThread, 0));
+  name_ = joined_ = 0;
   std::erase_if(entries_, [&](const Entry& entry) {
     const OwnerKind kind = owner_kind(entry.owner);
     return owner_block(entry.owner) == number && kind != OwnerKind::kCopies && kind != OwnerKind::kOperation;
@@ -206,13 +211,15 @@ SharedShadow::~SharedShadow() {
   munmap(split_, kWordsPerBlock * kMaxGang);
 }
 
-void SharedShadow::begin_block(unsigned rank, uint32_t birth, size_t used_bytes) {
+void SharedShadow::begin_block(unsigned rank, uint32_t birth, size_t used_bytes, unsigned warps) {
   if (rank >= birth_.size()) {
     birth_.resize(rank + 1);
     sets_.resize(rank + 1);
-    chunks_.resize(rank + 1);
+    stamps_.resize(rank + 1);
   }
   birth_[rank] = birth;
+  sets_[rank].begin(warps);
+  stamps_[rank].begin(kWarpLanes);
   end_step(rank);
   std::memset(split_ + rank * kWordsPerBlock, 0, (used_bytes + 3) / 4);
 }
@@ -322,10 +329,20 @@ void SharedShadow::note_read(Visit& visit, Cell& cell) {
 }
 
 void SharedShadow::add_reader(unsigned rank, Cell& cell, uint32_t thread, uint32_t stamp) {
-  uint32_t& chunk = sets_[rank].items[set_number(cell.read_owner)].chunks[thread / kWarpLanes];
-  if (chunk == 0) chunk = chunks_[rank].take() + 1;
-  chunks_[rank].items[chunk - 1].by_lane[thread % kWarpLanes] = stamp;
+  Readers& readers = sets_[rank].at(set_number(cell.read_owner))[thread / kWarpLanes];
+  const uint32_t lane = thread % kWarpLanes, bit = 1u << lane;
   cell.read_stamp = std::max(cell.read_stamp, stamp);
+  if (readers.lanes == 0 || (readers.stamp != 0 && (readers.stamp == stamp || readers.lanes == bit))) {
+    readers = {readers.lanes | bit, stamp};
+    return;
+  }
+  if (readers.stamp != 0) {
+    const uint32_t number = stamps_[rank].take();
+    uint32_t* const by_lane = stamps_[rank].at(number);
+    for (uint32_t i = 0; i < kWarpLanes; ++i) by_lane[i] = (readers.lanes >> i & 1) != 0 ? readers.stamp : 0;
+    readers = {number + 1, 0};
+  }
+  stamps_[rank].at(readers.lanes - 1)[lane] = stamp;
 }
 
 void SharedShadow::check_readers(Visit& visit, const Cell& cell) {
@@ -351,13 +368,15 @@ void SharedShadow::check_readers(Visit& visit, const Cell& cell) {
     check(make_owner(number, OwnerKind::kThread, 0), cell.read_stamp);
     return;
   }
-  const ReaderSet& set = sets_[visit.rank].items[set_number(cell.read_owner)];
-  for (uint32_t warp = 0; warp < kMaxWarps; ++warp) {
-    if (set.chunks[warp] == 0) continue;
-    const Stamps& stamps = chunks_[visit.rank].items[set.chunks[warp] - 1];
+  const Readers* const set = sets_[visit.rank].at(set_number(cell.read_owner));
+  for (uint32_t warp = 0; warp < sets_[visit.rank].width(); ++warp) {
+    const uint32_t* const by_lane =
+        set[warp].lanes != 0 && set[warp].stamp == 0 ? stamps_[visit.rank].at(set[warp].lanes - 1) : nullptr;
     for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
-      if (stamps.by_lane[lane] == 0) continue;
-      check(make_owner(number, OwnerKind::kThread, warp * kWarpLanes + lane), stamps.by_lane[lane]);
+      const uint32_t stamp = by_lane != nullptr                   ? by_lane[lane]
+                             : (set[warp].lanes >> lane & 1) != 0 ? set[warp].stamp
+                                                                  : 0;
+      if (stamp != 0) check(make_owner(number, OwnerKind::kThread, warp * kWarpLanes + lane), stamp);
     }
   }
 }

@@ -7,6 +7,7 @@
 // are atomic, and no barrier, fence with atomic operation, or completed asynchronous operation orders them.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -42,9 +43,12 @@ class SharedShadow {
   SharedShadow(const SharedShadow&) = delete;
   SharedShadow& operator=(const SharedShadow&) = delete;
 
-  void begin_block(unsigned rank, uint32_t birth, size_t used_bytes);
+  void begin_block(unsigned rank, uint32_t birth, size_t used_bytes, unsigned warps);
   // After a barrier of the block: its sets of readers are behind it, and so are never looked at again.
-  void end_step(unsigned rank) { sets_[rank].used = chunks_[rank].used = 0; }
+  void end_step(unsigned rank) {
+    sets_[rank].clear();
+    stamps_[rank].clear();
+  }
   // Checks and notes an access of the running thread; does not return when it is wrong. `owner` differs from
   // the thread's own for asynchronous operations, whose stamp is given.
   void access(GangRunner& runner, uintptr_t address, size_t bytes, Access kind, uint32_t owner, uint32_t stamp,
@@ -52,23 +56,32 @@ class SharedShadow {
 
  private:
   struct Cell;
-  // Several threads that have read a word since the last barrier: for each warp that has, the number of the
-  // stamps of its lanes.
-  struct ReaderSet {
-    uint32_t chunks[32];
+  // Of several threads that have read a word since the last barrier those of one warp: their lanes and the
+  // stamp that they have in common; or, with stamp 0, one more than the number of their stamps, 0 for nobody.
+  struct Readers {
+    uint32_t lanes, stamp;
   };
-  struct Stamps {
-    uint32_t by_lane[32];  // 0: has not read
-  };
+  // Numbered rows, all given back at once.
   template <typename T>
-  struct Pool {
-    std::vector<T> items;
-    size_t used = 0;
-    uint32_t take() {
-      if (used == items.size()) items.emplace_back();
-      items[used] = T{};
-      return static_cast<uint32_t>(used++);
+  class Pool {
+   public:
+    void begin(unsigned width) {
+      width_ = width;
+      used_ = 0;
     }
+    void clear() { used_ = 0; }
+    uint32_t take() {
+      if ((used_ + 1) * width_ > items_.size())
+        items_.resize(std::max(2 * items_.size(), (used_ + 1) * width_));
+      std::fill_n(at(used_), width_, T{});
+      return static_cast<uint32_t>(used_++);
+    }
+    T* at(size_t number) { return items_.data() + number * width_; }
+    size_t width() const { return width_; }
+
+   private:
+    std::vector<T> items_;
+    size_t width_ = 1, used_ = 0;
   };
   struct Visit;
 
@@ -82,10 +95,10 @@ class SharedShadow {
 
   Cell* words_ = nullptr;
   Cell* bytes_ = nullptr;
-  uint8_t* split_ = nullptr;  // words whose bytes have cells of their own
-  std::vector<Pool<ReaderSet>> sets_;
-  std::vector<Pool<Stamps>> chunks_;
-  std::vector<uint32_t> birth_;  // by rank: cells with older stamps are of an earlier block
+  uint8_t* split_ = nullptr;            // words whose bytes have cells of their own
+  std::vector<Pool<Readers>> sets_;     // by rank: for each warp of the block
+  std::vector<Pool<uint32_t>> stamps_;  // by rank: for each lane, 0 for one that has not read
+  std::vector<uint32_t> birth_;         // by rank: cells with older stamps are of an earlier block
 };
 
 // As SharedShadow::access, of global memory. False for what is none: parameters and constants.

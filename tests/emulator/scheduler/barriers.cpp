@@ -119,10 +119,11 @@ void GangRunner::complete_barrier(Block& block, Barrier& barrier) {
     if (thread.exited || thread.wait != Wait::kBarrier || thread.barrier != id) continue;
     emulator::release(thread, barrier.clock);
   }
+  barrier.clock.name();
   for (unsigned i = 0; i < thread_count_; ++i) {
     Thread& thread = block.threads[i];
     if (thread.exited || thread.wait != Wait::kBarrier || thread.barrier != id) continue;
-    emulator::acquire(thread, barrier.clock);
+    thread.known = barrier.clock;  // which has what the thread knew
     release(thread, begin);
   }
   barrier.clock.clear();
@@ -282,8 +283,8 @@ void GangRunner::join_lanes(Block& block, unsigned warp_number, unsigned group) 
   SyncClock all;
   for (unsigned rest = group; rest != 0; rest &= rest - 1)
     emulator::release(lanes[std::countr_zero(rest)], all);
-  for (unsigned rest = group; rest != 0; rest &= rest - 1)
-    emulator::acquire(lanes[std::countr_zero(rest)], all);
+  all.name();
+  for (unsigned rest = group; rest != 0; rest &= rest - 1) lanes[std::countr_zero(rest)].known = all;
 }
 
 void GangRunner::complete_collective(Block& block, unsigned warp_number, unsigned group, Thread& caller) {

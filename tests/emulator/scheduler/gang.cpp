@@ -178,7 +178,7 @@ void GangRunner::prepare_block(unsigned rank, uint3 index, uint32_t number) {
       }
     }
   }
-  shadow_->begin_block(rank, block.birth, block.arena.used());
+  shadow_->begin_block(rank, block.birth, block.arena.used(), (thread_count_ + kWarpLanes - 1) / kWarpLanes);
   block.arena.begin_block(launch_->dynamic_shared_bytes);
 }
 
