@@ -1,4 +1,9 @@
-"""nvcc as the reports of the CUDA kernels use it: where it is, which release, one file compiled, kernels' names."""
+"""nvcc as the reports of the CUDA kernels use it: where it is, which release, one file compiled, kernels' names.
+
+    python tools/cuda_compiler.py TABLE.json ...
+
+says whether all of these tables are of the sources as they are and of this release of nvcc: 0, else 1.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -89,3 +95,17 @@ def demangle(names: list[str]) -> list[str]:
     out = subprocess.run([tool], input="\n".join(names), text=True, capture_output=True, check=True).stdout
     whole = [line.replace("(anonymous namespace)::", "") for line in out.splitlines()]
     return [line.split(">(")[0] + ">" if ">(" in line else line.split("(")[0] for line in whole]
+
+
+def main() -> int:
+    """0 where every table named is of these sources and this release."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print(NO_NVCC, file=sys.stderr)
+        return 2
+    release = release_of(nvcc)
+    return 0 if all(read_kept(Path(name), release)[1] for name in sys.argv[1:]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
