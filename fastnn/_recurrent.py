@@ -576,9 +576,13 @@ def mut(
     if input.size(-1) != hidden:
         raise RuntimeError(f"mut: MUT{variant} takes inputs of w_hh's {hidden} units, got {input.size(-1)}")
     x = _without_padding(input, lengths)
-    projected, alone = F.linear(x, w_ih), torch.tanh(x) if variant == 1 else x
+    first = 2 * hidden if variant == 1 else hidden
+    of_projected, of_alone = (None, None) if bias is None else (bias[:first], bias[first:])
+    if variant == 2:
+        of_projected, of_alone = of_alone, of_projected
+    projected, alone = F.linear(x, w_ih, of_projected), torch.tanh(x) if variant == 1 else x
+    alone = alone if of_alone is None else alone + of_alone
     made = torch.cat([projected, alone] if variant == 1 else [alone, projected], -1)
-    made = made if bias is None else made + bias
     return _without_c(
         made, h0, None, w_hh, None, None, zoneout_h, batch_sizes, lengths, reverse, memory_efficient, cell
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
+import cuda_compiler
 import cuda_resources as tool
 import pytest
 
@@ -50,3 +54,15 @@ ptxas info    : Used 32 registers
     assert (first["file"], first["kernel"], first["arch"]) == ("conv.cu", "_Z1av", "sm_90a")
     assert (first["registers"], first["shared_bytes"], first["stack_bytes"]) == (40, 1024, 0)
     assert (second["file"], second["registers"], second["stack_bytes"]) == ("max_pool.cu", 32, 8)
+
+
+@pytest.mark.parametrize("what, status", [({}, 0), ({"sources": "others"}, 1), ({"nvcc": "12.9"}, 1)])
+def test_whether_all_tables_are_of_these_sources_and_this_release(what, status, tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda_compiler, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(cuda_compiler, "release_of", lambda _: "13.0")
+    tables = [tmp_path / "resources.json", tmp_path / "sass.json"]
+    for table in tables:
+        cuda_compiler.write_table(table, "13.0", [])
+    tables[1].write_text(json.dumps(json.loads(tables[1].read_text()) | what))
+    monkeypatch.setattr(sys, "argv", ["cuda_compiler.py", *map(str, tables)])
+    assert cuda_compiler.main() == status

@@ -63,7 +63,11 @@ EightTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
   // Who multiplies x reads it, and writes y, where they are.
   const bool in_place = multiplies_x && !steps.is_dense;
   const at::Tensor x = in_place ? all : steps.take(all);
-  at::Tensor gates = save || !multiplies_x ? rows_kept(save, width) : absent(options);
+  // A kernel leaves the products as they are where nothing is to be saved.
+  const bool reads_products = !w_ih.has_value() && !save;
+  at::Tensor gates = reads_products          ? x.contiguous()
+                     : save || !multiplies_x ? rows_kept(save, width)
+                                             : absent(options);
   at::Tensor record = record_wanted ? rows_kept(true, H) : absent(options);
   const at::Tensor bias = bias_of_gates(cell, b_ih, b_hh, H);
   const auto kept_of_norm = [&](bool norm) { return save && norm ? rows_kept(true, width) : absent(options); };
@@ -72,7 +76,7 @@ EightTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
       save && (normalises || norm_x.has_value())
           ? at::zeros({all.size(0), kCellStatistics}, options.dtype(acc_scalar_type(input.scalar_type())))
           : absent(options);
-  if (!multiplies_x) {
+  if (!multiplies_x && !reads_products) {
     at::Tensor products = gates.narrow(0, 0, steps.rows);
     if (!w_ih.has_value()) {
       products.copy_(x);
@@ -116,7 +120,10 @@ EightTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, con
     p.norm = norm.data;
     p.h0 = call.data(h_begin);
     p.c0 = call.data(c_begin);
-    p.gates = !multiplies_x ? call.mutable_data(gates) : save ? call.output(gates) : nullptr;
+    p.gates = reads_products  ? const_cast<void*>(call.data(gates))
+              : !multiplies_x ? call.mutable_data(gates)
+              : save          ? call.output(gates)
+                              : nullptr;
     p.y = call.output(y);
     p.record = record_wanted ? call.output(record) : nullptr;
     p.save = save;

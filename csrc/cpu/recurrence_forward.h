@@ -49,14 +49,19 @@ class Forward {
     if (multiplies_x()) {
       const int64_t bytes = s_.T * s_.N * x_sums_pitch() * static_cast<int64_t>(sizeof(acc_t));
       ahead_ = plan_.threads < at::get_num_threads() && !p.norm.any() && bytes <= kAheadBytes;
-      const int64_t rows = (ahead_ ? s_.T : plan_.steps) * x_samples();
+      const int64_t rows = ahead_ ? s_.T * x_samples() : std::max(x_samples(), kSampleBlock);
       const int64_t threads = ahead_ ? at::get_num_threads() : plan_.threads;
       for (const auto& [buffer, size] : {std::pair{&weights_x_, cell_.gates() * plan_.units * p.I},
                                          {&bias_, cell_.gates() * plan_.units},
                                          {&x_sums_, rows * x_sums_pitch()},
-                                         {&x_, threads * x_rows() * apart<acc_t>(p.I)}}) {
+                                         {&x_, threads * kSampleBlock * apart<acc_t>(p.I)}}) {
         *buffer = next;
         next += size;
+      }
+      if (!ahead_) {
+        x_steps_ = reinterpret_cast<int64_t*>(next);
+        x_first_ = x_steps_ + s_.T;
+        next += ceil_div(2 * s_.T, kLine<int64_t>) * kLine<acc_t>;
       }
     }
     end_ = next;
@@ -67,7 +72,11 @@ class Forward {
   }
 
   void run() const {
-    if (ahead_) multiply_x_ahead();
+    if (ahead_) {
+      multiply_x_ahead();
+    } else if (multiplies_x()) {
+      group_steps();
+    }
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
       for_each_product([&](int64_t block, int64_t gates) {
@@ -87,8 +96,7 @@ class Forward {
           for (int64_t n = 0; n < active; n += kSampleBlock) f(n, std::min(kSampleBlock, active - n));
         };
         const auto multiply_x = [&](int64_t n, int64_t samples) {
-          if (multiplies_x() && !ahead_ && step % plan_.steps == 0)
-            this->multiply_x(member, first, last, step, n, samples);
+          if (steps_of_x(step) > 0) this->multiply_x(member, first, last, step, steps_of_x(step), n, samples);
         };
         if constexpr (kReset) {
           for_samples([&](int64_t n, int64_t samples) {
@@ -207,11 +215,28 @@ class Forward {
   // the samples' products and their cells all are wanted.
   bool keeps_all_x() const { return kReset || p_.norm.any() || ahead_; }
   int64_t x_samples() const { return keeps_all_x() ? s_.N : std::min(s_.N, kSampleBlock); }
-  // Rows of x that a thread has at a time.
-  int64_t x_rows() const { return plan_.steps * std::min(s_.N, kSampleBlock); }
   int64_t x_row(int64_t step, int64_t n) const {
-    return (ahead_ ? step : step % plan_.steps) * x_samples() + (keeps_all_x() ? n : n % kSampleBlock);
+    return (ahead_ ? step * x_samples() : x_first_[step]) + (keeps_all_x() ? n : n % kSampleBlock);
   }
+
+  // Steps follow each other in groups of which x is multiplied at a time, kSampleBlock rows of samples that are
+  // under way: the weights are met once for all of them.
+  void group_steps() const {
+    int64_t active = s_.N;
+    for (int64_t step = 0; step < s_.T;) {
+      const int64_t begin = step;
+      int64_t rows = 0;
+      do {
+        active = rows_.active(step, active);
+        x_first_[step] = rows;
+        x_steps_[step++] = 0;
+        rows += active;
+      } while (step < s_.T && rows + rows_.active(step, active) <= kSampleBlock);
+      x_steps_[begin] = step - begin;
+    }
+  }
+  // How many steps x is to be multiplied of before this one; 0: they are there, or nobody multiplies.
+  int64_t steps_of_x(int64_t step) const { return x_steps_ == nullptr ? 0 : x_steps_[step]; }
 
   // All gates of all steps. Every sum is the same chain as where the step's threads multiply.
   void multiply_x_ahead() const {
@@ -224,16 +249,17 @@ class Forward {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t step = i / blocks * plan_.steps, n = i % blocks * kSampleBlock;
         const int64_t samples = std::min(rows_.active(step, s_.N), n + kSampleBlock) - n;
-        if (samples > 0) multiply_x(at::get_thread_num(), 0, plan_.unit_vecs, step, n, samples);
+        const int64_t steps = std::min(plan_.steps, s_.T - step);
+        if (samples > 0) multiply_x(at::get_thread_num(), 0, plan_.unit_vecs, step, steps, n, samples);
       }
     });
   }
 
-  // A thread's gates of some samples and of the steps for which there is room: x W_ih^T.
-  void multiply_x(int64_t member, int64_t first, int64_t last, int64_t step, int64_t sample,
+  // A thread's gates of some samples and of some steps: x W_ih^T.
+  void multiply_x(int64_t member, int64_t first, int64_t last, int64_t step, int64_t steps, int64_t sample,
                   int64_t samples) const {
     const int64_t gates = cell_.gates(), pitch = x_sums_pitch(), x_pitch = apart<acc_t>(p_.I);
-    acc_t* const x = x_ + member * x_rows() * x_pitch;
+    acc_t* const x = x_ + member * kSampleBlock * x_pitch;
     // Rows that follow each other and wait for their product.
     int64_t begin = x_row(step, sample), count = 0;
     const auto multiply_rows = [&] {
@@ -243,7 +269,7 @@ class Forward {
                        x_sums_ + begin * pitch + vec * gates * L, pitch);
       });
     };
-    for (int64_t t = step; t < std::min(step + plan_.steps, s_.T); ++t) {
+    for (int64_t t = step; t < step + steps; ++t) {
       const int64_t active = rows_.active(t, sample + samples);
       if (x_row(t, sample) != begin + count) {
         multiply_rows();
@@ -457,9 +483,10 @@ class Forward {
   acc_t *h_[2], *c_, *z_, *reset_h_, *tanh_h_;  // [N][whole vectors of units]
   acc_t *sums_, *end_;
   acc_t *weights_x_ = nullptr, *bias_ = nullptr;
-  acc_t* x_sums_ = nullptr;  // [rows at a time][unit vector][gate][lane]
-  acc_t* x_ = nullptr;       // of each thread [rows at a time][I]
-  bool ahead_ = false;       // whether they are of all rows, and there before the first step
+  acc_t* x_sums_ = nullptr;                          // [rows at a time][unit vector][gate][lane]
+  acc_t* x_ = nullptr;                               // of each thread [rows at a time][I]
+  int64_t *x_steps_ = nullptr, *x_first_ = nullptr;  // of each step: see group_steps; its first row of x_sums_
+  bool ahead_ = false;  // whether they are of all rows, and there before the first step
 };
 
 }  // namespace fastnn::FASTNN_BACKEND::recurrence

@@ -118,7 +118,7 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm, kPlain> {
       next += s_.N * plan_.pitch;
     }
     for (const auto& [partial, rows] :
-         {std::pair{&of_products_, s_.N}, {&of_c_, s_.N}, {&of_x_, plan_.steps * s_.N}}) {
+         {std::pair{&of_products_, s_.N}, {&of_c_, s_.N}, {&of_x_, std::max(s_.N, kSampleBlock)}}) {
       *partial = {next, whole_vectors(rows)};
       next += Partial::size(plan_.unit_vecs, partial->pitch);
     }
@@ -128,6 +128,7 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm, kPlain> {
   }
 
   void run() const {
+    if (this->multiplies_x()) this->group_steps();
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
       this->pack(static_cast<const scalar_t*>(p_.w_hh), cell_.gates(), first, last, s_.H,
@@ -142,11 +143,11 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm, kPlain> {
       int64_t active = s_.N;
       for (int64_t step = 0; step < s_.T; ++step) {
         active = rows_.active(step, active);
-        if (this->multiplies_x() && step % plan_.steps == 0) {
-          multiply_x_of_all(member, first, last, step, active);
+        if (this->steps_of_x(step) > 0) {
+          const int64_t rows = multiply_x_of_all(member, first, last, step, active);
           if (p_.norm.x_weight != nullptr) {
             barrier.wait();
-            combine_moments(of_x_, 0, plan_.steps * s_.N, s_.H, cell_.gates(), own.of_x);
+            combine_moments(of_x_, 0, rows, s_.H, cell_.gates(), own.of_x);
           }
         }
         multiply(first, last, step, active);
@@ -204,11 +205,13 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm, kPlain> {
     }
   }
 
-  void multiply_x_of_all(int64_t member, int64_t first, int64_t last, int64_t step, int64_t active) const {
+  // Returns how many rows they are.
+  int64_t multiply_x_of_all(int64_t member, int64_t first, int64_t last, int64_t step, int64_t active) const {
+    const int64_t end = step + this->steps_of_x(step);
     for (int64_t n = 0; n < active; n += kSampleBlock)
-      this->multiply_x(member, first, last, step, n, std::min(kSampleBlock, active - n));
-    if (p_.norm.x_weight == nullptr) return;
-    for (int64_t t = step; t < std::min(step + plan_.steps, s_.T); ++t) {
+      this->multiply_x(member, first, last, step, end - step, n, std::min(kSampleBlock, active - n));
+    if (p_.norm.x_weight == nullptr) return 0;
+    for (int64_t t = step; t < end; ++t) {
       active = rows_.active(t, active);
       for (int64_t n = 0; n < active; ++n) {
         const int64_t row = this->x_row(t, n);
@@ -216,6 +219,7 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm, kPlain> {
                          of_x_, row);
       }
     }
+    return this->x_row(end - 1, active);
   }
 
   void multiply(int64_t first, int64_t last, int64_t step, int64_t active) const {
