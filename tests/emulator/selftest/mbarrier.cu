@@ -1,4 +1,6 @@
 // mbarriers without copies: producers and consumers in rounds, and what can go wrong between them.
+#include <algorithm>
+
 #include "../../../csrc/cuda/cluster.cuh"
 #include "../../../csrc/cuda/mbarrier.cuh"
 #include "selftest.h"
@@ -241,6 +243,42 @@ FASTNN_CORRECT(mbarrier_of_another_block) { return run_neighbours<true>(); }
 FASTNN_FAULTY(mbarrier_of_another_block_not_waited_for, "racecheck",
               R"re(neighbours_kernel: .*(race|uninitialised)|^\[\d+\] is)re") {
   return run_neighbours<false>();
+}
+
+// All lanes of a warp read a word, each in another step of its own, and tell a second warp, which writes it; or
+// all but the first that reads.
+template <bool kAllTell>
+__global__ void readers_apart_kernel(int* out) {
+  FASTNN_SHARED(int, word, 1);
+  FASTNN_SHARED(Mbarrier, before, 1);
+  FASTNN_SHARED(Mbarrier, after, 1);
+  if (threadIdx.x == 0) {
+    word[0] = 7;
+    mbarrier_init(before, 31);
+    mbarrier_init(after, kAllTell ? 32 : 31);
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    if (threadIdx.x > 0) mbarrier_arrive(before);
+    out[threadIdx.x] = word[0];
+    if (kAllTell || threadIdx.x > 0) mbarrier_arrive(after);
+  } else if (threadIdx.x == 32) {
+    mbarrier_wait(after, 0);
+    word[0] = 8;
+  }
+}
+
+template <bool kAllTell>
+const char* run_readers_apart() {
+  DeviceArray<int> out(32);
+  FASTNN_RUN("readers_apart_kernel", readers_apart_kernel<kAllTell>, dim3(1), dim3(64), 0, nullptr, out.data());
+  FASTNN_EXPECT(std::count(out.begin(), out.end(), 7) == 32, "a lane has read another number");
+  return nullptr;
+}
+FASTNN_CORRECT(readers_apart) { return run_readers_apart<true>(); }
+FASTNN_FAULTY(one_of_the_readers_apart_is_not_waited_for, "racecheck",
+              R"re(readers_apart_kernel: .*a race|another number)re") {
+  return run_readers_apart<false>();
 }
 
 }  // namespace
