@@ -176,7 +176,7 @@ class LayerBackward {
     if (acc_scalar_type(t_.input.scalar_type()) != t_.input.scalar_type()) return 1;
     const int64_t numbers = width_ * (has_grad_products_ ? 2 : 1) + (cell_.kind == CellKind::kGru ? H_ : 0);
     const int64_t rows = std::max(kPartBytes / std::max<int64_t>(1, numbers * t_.input.element_size()), width_);
-    return std::max<int64_t>(1, steps_.rows / std::max<int64_t>(1, rows));
+    return std::max<int64_t>(1, (steps_.rows + rows - 1) / std::max<int64_t>(1, rows));
   }
 
   void compute_part(int64_t begin, int64_t end) {
