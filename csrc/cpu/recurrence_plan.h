@@ -59,7 +59,7 @@ struct Plan {
   int64_t pitch;  // of states
   int64_t threads;
   bool few;
-  int64_t steps;  // of which x is multiplied at a time
+  int64_t steps;  // of which x is multiplied at a time where it is ahead of the first step
 
   explicit Plan(const Recurrence& s)
       : unit_vecs(ceil_div(s.H, L)),
