@@ -14,7 +14,7 @@
 #include "autocast.h"
 #include "backend.h"
 #include "lstm_cell.h"
-#include "recurrence_layer.h"
+#include "recurrence_kernels.h"
 
 namespace fastnn::bindings {
 

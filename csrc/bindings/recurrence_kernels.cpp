@@ -55,7 +55,6 @@ RecurrentCell checked_cell(const char* op, const LayerTensors& t, const Steps& s
   return cell;
 }
 
-// Kernels take tensors of one type.
 void check_types(const char* op, const LayerTensors& t) {
   for (const OptionalTensor& x :
        {OptionalTensor(t.h0), t.c0, t.w_ih, OptionalTensor(t.w_hh), t.b_ih, t.b_hh, t.peephole, t.zoneout_h,

@@ -1,9 +1,17 @@
-// What forward and backward of one layer by the backend's recurrence (ops/recurrence.h) share.
+// What forward and backward of one layer by the backend's recurrence (ops/recurrence.h) share, and whether
+// there is one.
 #pragma once
 
 #include "recurrence_layer.h"
 
 namespace fastnn::bindings {
+
+// The cell of a layer whose tensors fit together; throws for those that do not.
+RecurrentCell checked_cell(const char* op, const LayerTensors& t, const Steps& steps);
+
+// Whether the backend's kernels are for a recurrence of these sizes; T matters from millions on.
+bool kernels_fit(const at::Tensor& input, const RecurrentCell& cell, int64_t N, int64_t H, int64_t T,
+                 bool normalised, bool backward);
 
 // Kernels take tensors of one type.
 void check_types(const char* op, const LayerTensors& t);

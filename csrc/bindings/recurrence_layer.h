@@ -1,5 +1,5 @@
 // One layer in one direction by the backend's recurrence (ops/recurrence.h): the kernels of the dispatcher's
-// ops recurrence_layer and recurrence_layer_backward, and what else of it recurrence.cpp asks.
+// ops recurrence_layer and recurrence_layer_backward.
 #pragma once
 
 #include <array>
@@ -17,13 +17,6 @@ using TwelveTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor,
 inline constexpr size_t kInputs = 12;
 inline constexpr size_t kInput = 0, kH0 = 1, kC0 = 2, kWih = 3, kWhh = 4, kBih = 5, kBhh = 6, kPeephole = 7,
                         kNormX = 8, kNormH = 9, kNormCWeight = 10, kNormCBias = 11;
-
-// The cell of a layer whose tensors fit together; throws for those that do not.
-RecurrentCell checked_cell(const char* op, const LayerTensors& t, const Steps& steps);
-
-// Whether the backend's kernels are for a recurrence of these sizes; T matters from millions on.
-bool kernels_fit(const at::Tensor& input, const RecurrentCell& cell, int64_t N, int64_t H, int64_t T,
-                 bool normalised, bool backward);
 
 // y, the last states, and for backward the activated gates, the record, and what was normalised.
 EightTensors recurrence_layer(const at::Tensor& input, const at::Tensor& h0, const OptionalTensor& c0,

@@ -134,7 +134,7 @@ class LayerBackward {
         has_grad_products_(t.norm_h.has_value() || kernel_normalises_x_) {}
 
   TwelveTensors run() {
-    const int64_t parts = count_parts(), longest = parts == 1 ? steps_.T : (steps_.T + parts - 1) / parts;
+    const int64_t parts = count_parts(), longest = (steps_.T + parts - 1) / parts;
     const int64_t rows = parts == 1 ? steps_.rows : longest * steps_.N;
     grad_gates_ = at::empty({rows, width_}, options_);
     if (cell_.kind == CellKind::kGru) grad_u_n_ = at::empty({rows, H_}, options_);
@@ -189,11 +189,11 @@ class LayerBackward {
             begin > 0 && cell_.has_c() ? before.of(left_.record) : c0_);
   }
 
-  void add(size_t i, const at::Tensor& sum) {
-    if (sums_[i].defined()) {
-      sums_[i].add_(sum);
+  static void add(at::Tensor& total, const at::Tensor& sum) {
+    if (total.defined()) {
+      total.add_(sum);
     } else {
-      sums_[i] = sum;
+      total = sum;
     }
   }
 
@@ -218,19 +218,17 @@ class LayerBackward {
             steps.put(t_.w_ih.has_value() ? at::mm(grad_x_products, *t_.w_ih) : grad_gates, x_.size(0));
       }
     }
-    if (wanted_[kWih]) add(kWih, at::mm(grad_x_products.t(), steps.is_dense ? rows.of(x_) : steps.take(x_)));
+    if (wanted_[kWih])
+      add(sums_[kWih], at::mm(grad_x_products.t(), steps.is_dense ? rows.of(x_) : steps.take(x_)));
     if (wanted_[kWhh]) {
-      add(kWhh, grad_w_hh(cell_, HBefore(steps, rows.of(left_.y), h0),
-                          grad_products.defined() ? grad_products : grad_gates, grad_u_n,
-                          cell_.kind == CellKind::kReset ? rows.of(left_.record) : at::Tensor()));
+      add(sums_[kWhh], grad_w_hh(cell_, HBefore(steps, rows.of(left_.y), h0),
+                                 grad_products.defined() ? grad_products : grad_gates, grad_u_n,
+                                 cell_.kind == CellKind::kReset ? rows.of(left_.record) : at::Tensor()));
     }
     if ((wanted_[kBih] || wanted_[kBhh]) && !of_part[kBih].defined()) of_part[kBih] = grad_gates.sum(0);
-    if (wanted_[kBhh] && cell_.kind == CellKind::kGru) {
-      const at::Tensor sum = grad_u_n.sum(0);
-      grad_b_n_ = grad_b_n_.defined() ? grad_b_n_.add_(sum) : sum;
-    }
+    if (wanted_[kBhh] && cell_.kind == CellKind::kGru) add(grad_b_n_, grad_u_n.sum(0));
     for (size_t i = 0; i < kInputs; ++i) {
-      if (of_part[i].defined()) add(i, of_part[i]);
+      if (of_part[i].defined()) add(sums_[i], of_part[i]);
     }
   }
 
@@ -254,11 +252,6 @@ class LayerBackward {
     if (h0.numel() > 0) {
       at::Tensor tables;
       const auto share = [&](const at::Tensor& d) { return d.defined() && d.dim() > 1 ? rows.of(d) : d; };
-      const std::array<at::Tensor, 10> read{
-          rows.of(left_.y),          rows.of(left_.gates),        rows.of(left_.record),
-          rows.of(left_.normalised), rows.of(left_.normalised_x), rows.of(left_.statistics),
-          rows.of(grad_y_),          rows.of(grad_record_),       share(zoneout_h_),
-          share(zoneout_c_)};
       const DenseNorm norm(call, kernel_normalises_x_ ? t_.norm_x : std::nullopt, t_.norm_h, t_.norm_c_weight,
                            t_.norm_c_bias);
       RecurrenceBackwardParams p{};
@@ -268,19 +261,19 @@ class LayerBackward {
       p.in.H = H_;
       p.w_hh = call.data(w_hh_);
       p.peephole = call.data(peephole_);
-      p.zoneout_h = share_block(call, read[8]);
-      p.zoneout_c = share_block(call, read[9]);
+      p.zoneout_h = share_block(call, share(zoneout_h_));
+      p.zoneout_c = share_block(call, share(zoneout_c_));
       p.norm = norm.data;
       p.h0 = call.data(h0);
       p.c0 = call.data(c0);
-      p.y = call.data(read[0]);
-      p.gates = call.data(read[1]);
-      p.record = call.data(read[2]);
-      p.normalised = call.data(read[3]);
-      p.normalised_x = kernel_normalises_x_ ? call.data(read[4]) : nullptr;
-      p.statistics = call.data(read[5]);
-      p.grad_y = call.data(read[6]);
-      p.grad_c = call.data(read[7]);
+      p.y = call.data(rows.of(left_.y));
+      p.gates = call.data(rows.of(left_.gates));
+      p.record = call.data(rows.of(left_.record));
+      p.normalised = call.data(rows.of(left_.normalised));
+      p.normalised_x = kernel_normalises_x_ ? call.data(rows.of(left_.normalised_x)) : nullptr;
+      p.statistics = call.data(rows.of(left_.statistics));
+      p.grad_y = call.data(rows.of(grad_y_));
+      p.grad_c = call.data(rows.of(grad_record_));
       p.grad_h_n = call.data(grad_h_);
       p.grad_c_n = call.data(grad_c_);
       p.grad_gates = call.output(grad_gates);

@@ -58,11 +58,9 @@ class Forward {
         *buffer = next;
         next += size;
       }
-      if (!ahead_) {
-        x_steps_ = reinterpret_cast<int64_t*>(next);
-        x_first_ = x_steps_ + s_.T;
-        next += ceil_div(2 * s_.T, kLine<int64_t>) * kLine<acc_t>;
-      }
+      x_steps_ = reinterpret_cast<int64_t*>(next);
+      x_first_ = x_steps_ + s_.T;
+      next += ceil_div(2 * s_.T, kLine<int64_t>) * kLine<acc_t>;
     }
     end_ = next;
   }
@@ -72,11 +70,8 @@ class Forward {
   }
 
   void run() const {
-    if (ahead_) {
-      multiply_x_ahead();
-    } else if (multiplies_x()) {
-      group_steps();
-    }
+    if (multiplies_x()) group_steps();
+    if (ahead_) multiply_x_ahead();
     run_team(plan_.threads, [this](int64_t member, int64_t members, StepBarrier& barrier) {
       const int64_t first = plan_.first(member, members), last = plan_.first(member + 1, members);
       for_each_product([&](int64_t block, int64_t gates) {
@@ -96,7 +91,7 @@ class Forward {
           for (int64_t n = 0; n < active; n += kSampleBlock) f(n, std::min(kSampleBlock, active - n));
         };
         const auto multiply_x = [&](int64_t n, int64_t samples) {
-          if (steps_of_x(step) > 0) this->multiply_x(member, first, last, step, steps_of_x(step), n, samples);
+          if (begins_group(step)) this->multiply_x(member, first, last, step, n, samples);
         };
         if constexpr (kReset) {
           for_samples([&](int64_t n, int64_t samples) {
@@ -216,27 +211,28 @@ class Forward {
   bool keeps_all_x() const { return kReset || p_.norm.any() || ahead_; }
   int64_t x_samples() const { return keeps_all_x() ? s_.N : std::min(s_.N, kSampleBlock); }
   int64_t x_row(int64_t step, int64_t n) const {
-    return (ahead_ ? step * x_samples() : x_first_[step]) + (keeps_all_x() ? n : n % kSampleBlock);
+    return x_first_[step] + (keeps_all_x() ? n : n % kSampleBlock);
   }
 
   // Steps follow each other in groups of which x is multiplied at a time, kSampleBlock rows of samples that are
-  // under way: the weights are met once for all of them.
+  // under way: the weights are met once for all of them. Where not all groups are kept they take turns.
   void group_steps() const {
-    int64_t active = s_.N;
-    for (int64_t step = 0; step < s_.T;) {
-      const int64_t begin = step;
-      int64_t rows = 0;
-      do {
-        active = rows_.active(step, active);
-        x_first_[step] = rows;
-        x_steps_[step++] = 0;
-        rows += active;
-      } while (step < s_.T && rows + rows_.active(step, active) <= kSampleBlock);
-      x_steps_[begin] = step - begin;
+    int64_t active = s_.N, begin = 0, first = 0, row = 0;
+    for (int64_t step = 0; step < s_.T; ++step) {
+      active = rows_.active(step, active);
+      if (step == 0 || row - first + active > kSampleBlock) {
+        begin = step;
+        if (!ahead_) row = 0;
+        first = row;
+      }
+      x_first_[step] = row;
+      x_steps_[step] = 0;
+      ++x_steps_[begin];
+      row += active;
     }
   }
-  // How many steps x is to be multiplied of before this one; 0: they are there, or nobody multiplies.
-  int64_t steps_of_x(int64_t step) const { return x_steps_ == nullptr ? 0 : x_steps_[step]; }
+  // Whether x is to be multiplied before this step.
+  bool begins_group(int64_t step) const { return multiplies_x() && !ahead_ && x_steps_[step] > 0; }
 
   // All gates of all steps. Every sum is the same chain as where the step's threads multiply.
   void multiply_x_ahead() const {
@@ -245,42 +241,34 @@ class Forward {
       pack_x(begin * panel, std::min(end * panel, plan_.unit_vecs));
     });
     const int64_t blocks = ceil_div(s_.N, kSampleBlock);
-    parallel_for(ceil_div(s_.T, plan_.steps) * blocks, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(s_.T * blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t step = i / blocks * plan_.steps, n = i % blocks * kSampleBlock;
+        const int64_t step = i / blocks, n = i % blocks * kSampleBlock;
         const int64_t samples = std::min(rows_.active(step, s_.N), n + kSampleBlock) - n;
-        const int64_t steps = std::min(plan_.steps, s_.T - step);
-        if (samples > 0) multiply_x(at::get_thread_num(), 0, plan_.unit_vecs, step, steps, n, samples);
+        if (x_steps_[step] > 0 && samples > 0)
+          multiply_x(at::get_thread_num(), 0, plan_.unit_vecs, step, n, samples);
       }
     });
   }
 
-  // A thread's gates of some samples and of some steps: x W_ih^T.
-  void multiply_x(int64_t member, int64_t first, int64_t last, int64_t step, int64_t steps, int64_t sample,
+  // A thread's gates of some samples and of the steps of a group: x W_ih^T. Their rows follow each other: a
+  // group of several steps has no more samples than a block.
+  void multiply_x(int64_t member, int64_t first, int64_t last, int64_t begin, int64_t sample,
                   int64_t samples) const {
     const int64_t gates = cell_.gates(), pitch = x_sums_pitch(), x_pitch = apart<acc_t>(p_.I);
     acc_t* const x = x_ + member * kSampleBlock * x_pitch;
-    // Rows that follow each other and wait for their product.
-    int64_t begin = x_row(step, sample), count = 0;
-    const auto multiply_rows = [&] {
-      if (count == 0) return;
-      plan_.for_each_panel(first, last, gates, [&](int64_t vec, int64_t vecs) {
-        multiply_block(count, vecs * gates, x, x_pitch, weights_x_ + vec * gates * L * p_.I, p_.I,
-                       x_sums_ + begin * pitch + vec * gates * L, pitch);
-      });
-    };
-    for (int64_t t = step; t < step + steps; ++t) {
-      const int64_t active = rows_.active(t, sample + samples);
-      if (x_row(t, sample) != begin + count) {
-        multiply_rows();
-        begin = x_row(t, sample);
-        count = 0;
-      }
+    int64_t count = 0;
+    for (int64_t step = begin; step < begin + x_steps_[begin]; ++step) {
+      const int64_t active = rows_.active(step, sample + samples);
       for (int64_t n = sample; n < active; ++n, ++count) {
-        copy_run(x + count * x_pitch, static_cast<const scalar_t*>(p_.x) + place(rows_.row(n, t)) * p_.I, p_.I);
+        copy_run(x + count * x_pitch, static_cast<const scalar_t*>(p_.x) + place(rows_.row(n, step)) * p_.I,
+                 p_.I);
       }
     }
-    multiply_rows();
+    plan_.for_each_panel(first, last, gates, [&](int64_t vec, int64_t vecs) {
+      multiply_block(count, vecs * gates, x, x_pitch, weights_x_ + vec * gates * L * p_.I, p_.I,
+                     x_sums_ + x_row(begin, sample) * pitch + vec * gates * L, pitch);
+    });
   }
 
   // ---- one step -----------------------------------------------------------------------------------------
@@ -483,10 +471,11 @@ class Forward {
   acc_t *h_[2], *c_, *z_, *reset_h_, *tanh_h_;  // [N][whole vectors of units]
   acc_t *sums_, *end_;
   acc_t *weights_x_ = nullptr, *bias_ = nullptr;
-  acc_t* x_sums_ = nullptr;                          // [rows at a time][unit vector][gate][lane]
-  acc_t* x_ = nullptr;                               // of each thread [rows at a time][I]
-  int64_t *x_steps_ = nullptr, *x_first_ = nullptr;  // of each step: see group_steps; its first row of x_sums_
-  bool ahead_ = false;  // whether they are of all rows, and there before the first step
+  acc_t* x_sums_ = nullptr;  // [rows at a time][unit vector][gate][lane]
+  acc_t* x_ = nullptr;       // of each thread [rows at a time][I]
+  int64_t *x_steps_ = nullptr,
+          *x_first_ = nullptr;  // of each step: how many its group has, if it begins one; its first row
+  bool ahead_ = false;          // whether they are of all rows, and there before the first step
 };
 
 }  // namespace fastnn::FASTNN_BACKEND::recurrence

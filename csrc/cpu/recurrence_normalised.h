@@ -143,7 +143,7 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm, kPlain> {
       int64_t active = s_.N;
       for (int64_t step = 0; step < s_.T; ++step) {
         active = rows_.active(step, active);
-        if (this->steps_of_x(step) > 0) {
+        if (this->begins_group(step)) {
           const int64_t rows = multiply_x_of_all(member, first, last, step, active);
           if (p_.norm.x_weight != nullptr) {
             barrier.wait();
@@ -207,9 +207,9 @@ class NormalisedForward : public Forward<scalar_t, CellKind::kLstm, kPlain> {
 
   // Returns how many rows they are.
   int64_t multiply_x_of_all(int64_t member, int64_t first, int64_t last, int64_t step, int64_t active) const {
-    const int64_t end = step + this->steps_of_x(step);
+    const int64_t end = step + this->x_steps_[step];
     for (int64_t n = 0; n < active; n += kSampleBlock)
-      this->multiply_x(member, first, last, step, end - step, n, std::min(kSampleBlock, active - n));
+      this->multiply_x(member, first, last, step, n, std::min(kSampleBlock, active - n));
     if (p_.norm.x_weight == nullptr) return 0;
     for (int64_t t = step; t < end; ++t) {
       active = rows_.active(t, active);

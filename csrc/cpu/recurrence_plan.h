@@ -59,7 +59,6 @@ struct Plan {
   int64_t pitch;  // of states
   int64_t threads;
   bool few;
-  int64_t steps;  // of which x is multiplied at a time where it is ahead of the first step
 
   explicit Plan(const Recurrence& s)
       : unit_vecs(ceil_div(s.H, L)),
@@ -68,8 +67,7 @@ struct Plan {
         threads(std::min<int64_t>(
             {at::get_num_threads(), unit_vecs,
              std::max<int64_t>(1, s.cell.recurrent_blocks() * s.N * s.H * s.H / kMinStepMultiplyAdds)})),
-        few(s.N <= kFewSamples),
-        steps(std::max<int64_t>(1, kSampleBlock / std::max<int64_t>(1, s.N))) {}
+        few(s.N <= kFewSamples) {}
 
   // The share of a thread, in vectors of units.
   int64_t first(int64_t thread, int64_t members) const { return thread * unit_vecs / members; }

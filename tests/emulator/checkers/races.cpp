@@ -220,7 +220,6 @@ void SharedShadow::begin_block(unsigned rank, uint32_t birth, size_t used_bytes,
   birth_[rank] = birth;
   sets_[rank].begin(warps);
   stamps_[rank].begin(kWarpLanes);
-  end_step(rank);
   std::memset(split_ + rank * kWordsPerBlock, 0, (used_bytes + 3) / 4);
 }
 
